@@ -1,0 +1,148 @@
+"""`cadtrain launch`: start a run on all GPUs and look after it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cadtrain.cli.options import (
+    ConfigArgument,
+    InitFromOption,
+    JsonOption,
+    SetOption,
+    StartStageOption,
+    TimeLimitOption,
+    as_overrides,
+)
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import RunConfig
+    from cadtrain.launch.planning import LaunchPlan
+    from cadtrain.launch.supervise import LaunchOutcome
+
+
+class ZeroChoice(StrEnum):
+    """Values of `--zero`."""
+
+    AUTO = "auto"
+    ZERO = "0"
+    ONE = "1"
+    TWO = "2"
+    THREE = "3"
+
+
+def launch(
+    config: ConfigArgument = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Number of ranks. Default: every visible GPU.")
+    ] = None,
+    zero: Annotated[
+        ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits.")
+    ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep optimizer states (and, in stage 3, weights) in host memory.")
+    ] = False,
+    overrides: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
+    ] = False,
+    time_limit: TimeLimitOption = None,
+    init_from: InitFromOption = None,
+    start_stage: StartStageOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be started; start and write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a run, start its ranks through the DeepSpeed launcher, and look after them.
+
+    Without a GPU the ranks run on the CPU over gloo. Ctrl-C (or SIGTERM) lets them save and leave; a second one kills them.
+
+    Examples:
+
+      cadtrain launch --gpus 4 --zero 3
+
+      cadtrain launch configs/demo.yaml --set batch.global_batch_size=32 --dry-run
+
+      cadtrain launch --run-dir runs/demo-20250101-120000 --resume
+    """
+    from cadtrain.launch.planning import LaunchRequest, plan_launch
+    from cadtrain.launch.start import start
+    from cadtrain.ui.console import err, print_json
+    from cadtrain.ui.launch import plan_table
+
+    settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
+    request = LaunchRequest(
+        config=config, gpus=gpus, zero=zero.value if zero else None, offload=offload, overrides=settings,
+        run_dir=run_dir, resume=resume,
+    )  # fmt: skip
+    plan = plan_launch(request)
+    if dry_run:
+        _show_dry_run(plan, as_json=as_json)
+        return
+    err().print(plan_table(plan))
+    make_demo_parts(plan.config)
+    outcome = start(plan, announce=lambda text: err().print(text, markup=False), stdout=2 if as_json else None)
+    _show_outcome(plan, outcome)
+    if as_json:
+        print_json(_outcome_json(plan, outcome))
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def make_demo_parts(config: RunConfig) -> None:
+    """Make the procedural parts of a run without a dataset now, with a progress bar, rather than in a rank."""
+    from cadtrain.data.synth.make import demo_dataset
+    from cadtrain.ui.data import preparation_progress
+
+    if config.data.path is None:
+        with preparation_progress("procedural parts") as progress:
+            demo_dataset(config.data.synth, progress=progress)
+
+
+def _show_dry_run(plan: LaunchPlan, *, as_json: bool) -> None:
+    import shlex
+
+    from cadtrain.ui.console import err, print_json, print_text
+    from cadtrain.ui.launch import plan_table
+
+    if as_json:
+        print_json(plan.as_json())
+        return
+    err().print(plan_table(plan))
+    for name, value in sorted(plan.environment.items()):
+        print_text(f"{name}={shlex.quote(value)} \\")
+    print_text(shlex.join(plan.argv))
+
+
+def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
+    from cadtrain.ui.console import err
+    from cadtrain.ui.launch import failure_panel
+    from cadtrain.units import format_seconds
+
+    took = format_seconds(outcome.seconds)
+    if outcome.failure is not None:
+        err().print(failure_panel(outcome.failure, title=f"failed after {took}"))
+    elif outcome.signal_number is not None:
+        err().print(f"Stopped after {took}. To go on: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False)
+    else:
+        err().print(f"Done in {took}: {plan.run_dir}", markup=False)
+
+
+def _outcome_json(plan: LaunchPlan, outcome: LaunchOutcome) -> dict[str, Any]:
+    failure = outcome.failure
+    return {
+        "run_dir": str(plan.run_dir),
+        "exit_code": outcome.exit_code,
+        "seconds": round(outcome.seconds, 3),
+        "signal": outcome.signal_number,
+        "num_ranks": plan.devices.num_ranks,
+        "zero_stage": plan.zero.stage,
+        "failure": None
+        if failure is None
+        else {"rank": failure.rank, "type": failure.type, "message": failure.message, "exit_code": failure.exit_code},
+    }

@@ -1,0 +1,150 @@
+"""`cadtrain train`: one rank of a run; alone in a shell, the whole run in one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from cadtrain.cli.options import (
+    ConfigArgument,
+    InitFromOption,
+    SetOption,
+    StartStageOption,
+    TimeLimitOption,
+    as_overrides,
+)
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import RunConfig
+
+
+def train(
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
+    ] = False,
+    time_limit: TimeLimitOption = None,
+    init_from: InitFromOption = None,
+    start_stage: StartStageOption = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the effective configuration and train nothing.")
+    ] = False,
+) -> None:
+    """Train in this process. Under `cadtrain launch` this is what every rank runs.
+
+    Examples:
+
+      cadtrain train
+
+      cadtrain train configs/demo.yaml --set curriculum.0.duration=20 --run-dir runs/short
+
+      cadtrain train --run-dir runs/short --resume
+    """
+    from cadtrain.distributed import Place
+
+    settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
+    if print_config:
+        from cadtrain.config.load import load_run_config, to_yaml
+        from cadtrain.ui.console import print_text
+
+        print_text(to_yaml(load_run_config(config, settings).config))
+        return
+    place = Place.from_environment()
+    if "CADTRAIN_LAUNCH_ID" in os.environ:
+        _train_rank(run_dir, place.rank, resume=resume)
+    else:
+        _train_alone(config, settings, run_dir, resume=resume, is_distributed=place.world_size > 1)
+
+
+def _train_rank(run_dir: Path | None, rank: int, *, resume: bool) -> None:
+    """A rank that `launch` started: the run folder holds the configuration, and the launcher outlives the rank."""
+    from cadtrain.config.load import load_run_config
+    from cadtrain.errors import UsageError
+    from cadtrain.train.interrupt import die_with_parent
+
+    if run_dir is None:
+        raise UsageError("a rank of a launch needs --run-dir.", hint="Start runs with `cadtrain launch`.")
+    die_with_parent()
+    _run(load_run_config(str(run_dir / "config.yaml")).config, run_dir, rank, resume=resume, is_launched=True)
+
+
+def _train_alone(
+    config: str | None, overrides: tuple[str, ...], run_dir: Path | None, *, resume: bool, is_distributed: bool
+) -> None:
+    """One process that plans for itself, as `launch --gpus 1` would."""
+    from cadtrain.cli.launch import make_demo_parts
+    from cadtrain.config.load import to_yaml
+    from cadtrain.errors import UsageError
+    from cadtrain.launch.environment import environment_record
+    from cadtrain.launch.folder import hold, prepare_run_dir
+    from cadtrain.launch.planning import LaunchRequest, plan_launch
+
+    if is_distributed:
+        raise UsageError(
+            "WORLD_SIZE is more than 1, but this is no rank of `cadtrain launch`.",
+            hint="Start several ranks with `cadtrain launch --gpus N`.",
+        )
+    plan = plan_launch(LaunchRequest(config=config, gpus=1, overrides=overrides, run_dir=run_dir, resume=resume))
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    with hold(plan.run_dir):
+        os.environ.update(plan.environment)
+        make_demo_parts(plan.config)
+        prepare_run_dir(
+            plan.run_dir, to_yaml(plan.config), environment_record(plan.devices, plan.argv, plan.environment)
+        )
+        _run(plan.config, plan.run_dir, 0, resume=resume, is_launched=False)
+
+
+def _run(config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launched: bool) -> None:
+    """Run, and leave a record where it fails."""
+    import logging
+
+    from cadtrain.errors import TrainingError
+    from cadtrain.logs import start_logging
+    from cadtrain.train.failure import write_failure
+    from cadtrain.train.run import run
+    from cadtrain.ui.training import TrainingConsole
+
+    log_file = start_logging(run_dir, rank)
+    console = TrainingConsole() if rank == 0 else None
+
+    recorded: list[BaseException] = []
+
+    def record(error: BaseException) -> None:
+        recorded.append(error)
+        write_failure(run_dir, rank, error)
+        logging.getLogger(__name__).info("this rank ends here", exc_info=error)
+
+    try:
+        run(config, run_dir, resume=resume, console=console, on_failure=record)
+    except BaseException as error:
+        if not recorded:
+            record(error)
+        if is_launched:
+            _end_rank(error)
+        if isinstance(error, (RuntimeError, OSError, MemoryError)):
+            raise TrainingError(
+                f"{type(error).__name__}: {error}", where=f"rank {rank}", hint=f"The traceback is in {log_file}."
+            ) from error
+        raise
+
+
+def _end_rank(error: BaseException) -> NoReturn:
+    """End a launched rank at once; the launcher shows the first failing rank's record, and other words would bury it.
+
+    Without the interpreter's clean-up: that would wait for peers which may be waiting for this rank.
+    """
+    import logging
+    import sys
+
+    from cadtrain.errors import CadtrainError
+
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code if isinstance(error, CadtrainError) else 4)

@@ -1,0 +1,1 @@
+"""Designs, from files, texts or datasets, as files for other programs."""

@@ -1,0 +1,1 @@
+"""Where parts come from: folders in published layouts."""

@@ -1,0 +1,89 @@
+"""What DeepSpeed compiles its extensions with, and where it keeps them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cadtrain.doctor.child import ChildResult, run_all
+from cadtrain.doctor.finding import Finding, fail, ok, warn
+from cadtrain.launch.environment import clean_arch_list
+
+_BASELINE_GXX = 9
+"""First g++ with all of C++17, which torch's headers want."""
+
+
+def check_compilers(*, has_gpu: bool, torch_cuda: str | None) -> Iterator[Finding]:
+    """g++, ninja and nvcc. On CPU ranks DeepSpeed compiles at the first start; on GPUs only for offloading."""
+    yield _gxx(has_gpu=has_gpu)
+    yield _ninja(has_gpu=has_gpu)
+    if torch_cuda is not None:
+        yield _nvcc(torch_cuda)
+
+
+def check_extensions() -> Iterator[Finding]:
+    """The architecture list and the cache folder of compiled extensions."""
+    arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if arch_list is not None:
+        if clean_arch_list(arch_list) == arch_list:
+            yield ok("TORCH_CUDA_ARCH_LIST", arch_list)
+        else:
+            yield warn(
+                "TORCH_CUDA_ARCH_LIST",
+                f"{arch_list}: DeepSpeed cannot read the letters",
+                f"cadtrain launch mends it for its ranks; elsewhere: export TORCH_CUDA_ARCH_LIST='{clean_arch_list(arch_list)}'",
+            )
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing):
+            yield ok("extension cache", f"{folder} can be written")
+    except OSError as error:
+        remedy = "export TORCH_EXTENSIONS_DIR to a folder that you may write to, on a local disk."
+        yield fail("extension cache", f"{existing}: {error.strerror or error}", remedy)
+
+
+def _gxx(*, has_gpu: bool) -> Finding:
+    compiler = os.environ.get("CXX") or "g++"
+    path = shutil.which(compiler)
+    if path is None:
+        purpose = "needed for --offload" if has_gpu else "needed to train on CPUs"
+        return (warn if has_gpu else fail)("g++", f"{compiler} not found; {purpose}", "apt-get install g++")
+    result = _run([path, "-dumpfullversion", "-dumpversion"])
+    version = result.stdout.strip() if result.is_good else ""
+    if "g++" in Path(path).name and version and int(version.split(".")[0]) < _BASELINE_GXX:
+        return warn("g++", f"{version} at {path}", f"Install g++ {_BASELINE_GXX} or newer: torch's headers need C++17.")
+    return ok("g++", f"{version or 'found'} at {path}")
+
+
+def _ninja(*, has_gpu: bool) -> Finding:
+    beside = Path(sys.executable).parent / "ninja"
+    path = shutil.which("ninja") or (str(beside) if beside.is_file() else None)
+    if path is None:
+        return (warn if has_gpu else fail)("ninja", "not found; DeepSpeed compiles with it", "pip install ninja")
+    return ok("ninja", f"{_run([path, '--version']).stdout.strip() or 'found'} at {path}")
+
+
+def _nvcc(torch_cuda: str) -> Finding:
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    candidates = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
+    path = shutil.which("nvcc") or next((name for name in candidates if Path(name).is_file()), None)
+    if path is None:
+        return ok("nvcc", "not found; cadtrain does not need it")
+    match = re.search(r"release (\d+)\.(\d+)", _run([path, "--version"]).stdout)
+    if match is None:
+        return warn("nvcc", f"{path} gives no version", "Reinstall the CUDA toolkit, or unset CUDA_HOME.")
+    version = f"{match[1]}.{match[2]}"
+    if match[1] != torch_cuda.split(".")[0]:
+        remedy = f"Only matters where DeepSpeed compiles for GPUs: install the CUDA {torch_cuda} toolkit, or unset CUDA_HOME."
+        return warn("nvcc", f"{version} at {path}, torch is built for CUDA {torch_cuda}", remedy)
+    return ok("nvcc", f"{version} at {path}, torch is built for CUDA {torch_cuda}")
+
+
+def _run(command: list[str]) -> ChildResult:
+    return run_all([command], [{}], seconds=30)[0]

@@ -1,0 +1,198 @@
+"""What a launch will do, decided before anything is made or started."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cadtrain.checkpoint.layout import CHECKPOINTS, STATE, checkpoint_name, list_steps
+from cadtrain.errors import UsageError
+from cadtrain.launch.devices import RankDevices, choose_devices, find_gpus
+from cadtrain.launch.environment import environment_changes
+from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, check_run_dir, default_run_dir
+from cadtrain.plan.memory import StageChoice, choose_stage
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import RunConfig
+
+DEFAULT_CONFIG = "demo"
+WORKER: tuple[str, ...] = ("cadtrain", "train")
+"""The module that every rank runs, and its first arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """What was asked for on the command line; None where nothing was."""
+
+    config: str | None = None
+    gpus: int | None = None
+    zero: str | None = None
+    offload: bool = False
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """Everything that `start` needs. `environment` holds only what changes for the ranks."""
+
+    config: RunConfig
+    source: str
+    devices: RankDevices
+    zero: StageChoice
+    run_dir: Path
+    resume: bool
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan for a script: argv, environment changes and what was decided."""
+        return {
+            "run_dir": str(self.run_dir),
+            "source": self.source,
+            "resume": self.resume,
+            "device": self.devices.kind,
+            "num_ranks": self.devices.num_ranks,
+            "gpus": [gpu.id for gpu in self.devices.gpus],
+            "zero_stage": self.zero.stage,
+            "zero_reason": self.zero.reason,
+            "argv": list(self.argv),
+            "environment": self.environment,
+        }
+
+
+def plan_launch(
+    request: LaunchRequest, *, environ: Mapping[str, str] = os.environ, worker: Sequence[str] = WORKER
+) -> LaunchPlan:
+    """Read the configuration, choose devices and ZeRO stage, and compose the launcher's command; only reads.
+
+    Raises `ConfigError` for faults of the configuration, `DataError` for a folder that is no dataset, `UsageError` for a run folder that cannot be used and
+    `EnvironmentFault` where there are fewer GPUs than asked for.
+    """
+    if request.resume and request.run_dir is None:
+        raise UsageError("--resume needs the run folder to go on with.", hint="Add --run-dir runs/<name>.")
+    if request.run_dir is not None:
+        check_run_dir(request.run_dir, resume=request.resume)
+    source = _source(request)
+    config = _load(source, request)
+    _check_data(config)
+    if config.checkpoint.init_from is not None and not request.resume:
+        from cadtrain.checkpoint.source import find_checkpoint  # loads torch, which other launches do without
+
+        find_checkpoint(config.checkpoint.init_from)
+    if request.resume and request.run_dir is not None:
+        _check_codec(config, request.run_dir)
+    devices = choose_devices(find_gpus(environ), request.gpus or _ranks_before(request))
+    memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
+    choice = choose_stage(config, devices.num_ranks, memory)
+    config = with_stage(config, choice.stage, offload_parameters=request.offload and choice.stage == 3)
+    run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
+    check_run_dir(run_dir, resume=request.resume)
+    return LaunchPlan(
+        config=config,
+        source=source,
+        devices=devices,
+        zero=choice,
+        run_dir=run_dir,
+        resume=request.resume,
+        argv=tuple(launcher_argv(devices, run_dir, port=free_port(), resume=request.resume, worker=worker)),
+        environment=environment_changes(devices, environ),
+    )
+
+
+def _check_data(config: RunConfig) -> None:
+    """Refuse a folder that is no dataset before anything is made or started; raises `DataError`."""
+    if config.data.path is not None:
+        from cadtrain.data.manifest import Manifest
+
+        Manifest.read(config.data.path)
+
+
+def _check_codec(config: RunConfig, run_dir: Path) -> None:
+    """Refuse to go on with a model that learnt to write another codec, before the run's configuration is replaced.
+
+    What cannot be read here is left to the ranks, which check it again.
+    """
+    root = run_dir / CHECKPOINTS
+    steps = list_steps(root)
+    try:
+        found = json.loads((root / checkpoint_name(steps[-1]) / STATE).read_text(encoding="utf-8"))["codec"].split()[0]
+    except (IndexError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if found != config.data.codec:
+        raise UsageError(
+            f"is {config.data.codec}, but the model of {run_dir} learnt to write {found}.",
+            where="data.codec",
+            hint=f"Leave it at {found}, or start a new run.",
+        )
+
+
+def _ranks_before(request: LaunchRequest) -> int | None:
+    """Ranks that the run to be resumed had: a resumed run takes the same number unless told otherwise."""
+    if not request.resume or request.run_dir is None:
+        return None
+    try:
+        record = json.loads((request.run_dir / ENVIRONMENT_NAME).read_text(encoding="utf-8"))
+        return int(record["num_ranks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _source(request: LaunchRequest) -> str:
+    if request.config is not None:
+        return request.config
+    if request.resume and request.run_dir is not None:
+        return str(request.run_dir / CONFIG_NAME)
+    return DEFAULT_CONFIG
+
+
+def _load(source: str, request: LaunchRequest) -> RunConfig:
+    from cadtrain.config.load import load_run_config
+
+    overrides = list(request.overrides)
+    if request.zero is not None:
+        overrides.append(f"zero.stage={request.zero}")
+    if request.offload:
+        overrides.append("zero.offload_optimizer=true")
+    config: RunConfig = load_run_config(source, overrides).config
+    return config
+
+
+def with_stage(config: RunConfig, stage: int, *, offload_parameters: bool) -> RunConfig:
+    """`config` with the decided ZeRO stage, so that every rank reads one number and decides nothing itself."""
+    update: dict[str, Any] = {"stage": stage}
+    if offload_parameters:
+        update["offload_parameters"] = True
+    return config.model_copy(update={"zero": config.zero.model_copy(update=update)})
+
+
+def free_port() -> int:
+    """A TCP port of this host that nothing listens on now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def launcher_argv(
+    devices: RankDevices, run_dir: Path, *, port: int, resume: bool, worker: Sequence[str] = WORKER
+) -> list[str]:
+    """The command that starts the ranks: DeepSpeed's per-node launcher.
+
+    Its front end (`deepspeed`, `deepspeed.launcher.runner`) would start this same command, but overwrites
+    CUDA_VISIBLE_DEVICES, crashes on UUIDs in it, and exits with 0 when the launcher was killed by a signal.
+    """
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices.ids}).encode()).decode()
+    argv = [
+        sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}",
+        "--master_addr=127.0.0.1", f"--master_port={port}", "--no_local_rank", "--log_level=critical", "--module",
+        *worker, "--run-dir", str(run_dir),
+    ]  # fmt: skip
+    return [*argv, "--resume"] if resume else argv

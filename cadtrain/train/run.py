@@ -1,0 +1,278 @@
+"""A run, assembled: from a configuration and a run folder to a trained model in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cadtrain import __version__
+from cadtrain.cad.codec import added_vocabulary, get_codec, respelling, token_counter
+from cadtrain.checkpoint.store import CheckpointStore
+from cadtrain.config.batch_plan import BatchPlan, plan_batches
+from cadtrain.config.deepspeed_config import Precision, deepspeed_config_for
+from cadtrain.config.load import to_yaml
+from cadtrain.config.sections import MODALITY_SETS, RunConfig
+from cadtrain.data.examples import ExampleBuilder, ExampleShape, Tokenizer, count_tokens
+from cadtrain.data.feed import Feed
+from cadtrain.data.shards import PartDataset
+from cadtrain.data.synth.make import demo_dataset
+from cadtrain.distributed import Place, barrier
+from cadtrain.errors import DataError, Interrupted
+from cadtrain.metrics.record import CompositeSink, MetricSink, NullSink, RunFacts
+from cadtrain.metrics.sinks.jsonl import JsonlSink
+from cadtrain.metrics.sinks.tensorboard import TensorBoardSink
+from cadtrain.metrics.sinks.wandb import WandbSink
+from cadtrain.model.build import build_model, modality_tokens
+from cadtrain.model.cad_mllm import CadMllm
+from cadtrain.model.components import trainable_components
+from cadtrain.model.tokenizer import build_tokenizer
+from cadtrain.train.begin import first_state, resume_state, take_weights
+from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
+from cadtrain.train.interrupt import StopRequest
+from cadtrain.train.leave import watch_for
+from cadtrain.train.schedule import CurriculumSchedule
+from cadtrain.train.state import TrainState
+from cadtrain.train.trainer import Trainer, TrainerParts
+
+log = logging.getLogger(__name__)
+
+PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """The samples of a run."""
+
+    train: Feed
+    validation: Feed | None
+    path: Path
+
+
+def run(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    console: MetricSink | None = None,
+    on_failure: Callable[[BaseException], None] = lambda error: None,
+) -> TrainState:
+    """Train `config` in `run_dir` to its end and return the final state. Every rank of the run calls it.
+
+    `run_dir` exists and holds the run's `config.yaml`; the ZeRO stage is a number. `console` is used on rank 0 alone.
+    Raises `CadtrainError` of every kind, `Interrupted` after the state was saved. `on_failure` is told of an error at once:
+    leaving the process group may wait for peers that wait for this rank, so a failed rank does not leave it in order.
+    """
+    # Parts are made before the process group is up: waiting for them must not run into a collective's time limit.
+    place = Place.from_environment()
+    path = config.data.path or demo_dataset(config.data.synth)
+    with StopRequest() as stop:
+        device = init_process_group()
+        sink = _sinks(config, run_dir, place, console)
+        try:
+            state = _train(config, run_dir, path, place, device, sink, stop, resume=resume)
+        except BaseException as error:
+            on_failure(error)
+            if isinstance(error, Interrupted) or place.world_size == 1:
+                leave_process_group()
+            raise
+        finally:
+            sink.close()
+        leave_process_group()
+        return state
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    path: Path,
+    place: Place,
+    device: torch.device,
+    sink: MetricSink,
+    stop: StopRequest,
+    *,
+    resume: bool,
+) -> TrainState:
+    precision = resolve_precision(config, device)
+    tokenizer = build_tokenizer(config.model.language, added_vocabulary(config.data.codec))
+    feeds = open_feeds(config, path, tokenizer)
+    codec = get_codec(config.data.codec)
+    build = partial(
+        build_model, config.model, tokenizer=tokenizer, codec=codec.name, codec_version=codec.version, seed=config.seed
+    )
+    with torch.device("meta"):
+        shapes = build(dtype=PRECISIONS[precision], device="meta")
+    plan = plan_batches(config, world_size=place.world_size, num_samples=feeds.train.num_samples)
+    schedule = CurriculumSchedule(config.curriculum, plan)
+    deepspeed_config = deepspeed_config_for(
+        config, zero_stage=int(config.zero.stage), world_size=place.world_size, precision=precision,
+        hidden_size=shapes.language.config.hidden_size, layer_params=decoder_layer_parameters(shapes),
+    ).to_dict()  # fmt: skip
+    sharding = ZeroSharding(deepspeed_config) if config.zero.stage == 3 else None
+    model = build(dtype=PRECISIONS[precision], device=device, sharding=sharding)
+    lines = describe(config, shapes, feeds, plan, precision, place)
+    engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
+    facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
+    store = CheckpointStore(
+        run_dir, place=place, keep_last=config.checkpoint.keep_last, facts={**facts, "versions": package_versions()}
+    )
+    store.clean_unfinished()
+    barrier()
+    written = f"{codec.name} {codec.version}"
+    resumed = (
+        resume_state(store, engine, facts={"world_size": place.world_size, **facts}, codec=written) if resume else None
+    )
+    if resumed is None and config.checkpoint.init_from is not None:
+        resumed = (
+            first_state(plan, config.checkpoint.start_stage, codec=written),
+            take_weights(config.checkpoint.init_from, engine, place=place),
+        )
+    state, how = resumed or (first_state(plan, config.checkpoint.start_stage, codec=written), "")
+    order = order_of(config, feeds)
+    is_other_order, state.order = bool(state.order) and state.order != order, order
+    stages = tuple((stage.name, stage.last_step) for stage in plan.stages)
+    sink.start(RunFacts(config.name, str(run_dir), plan.total_steps, state.step, stages, lines))
+    if how:
+        sink.note(how)
+    if is_other_order:
+        sink.note(
+            "the data, the seed or the batch size differ from before: the samples are not those of an uninterrupted run"
+        )
+    leave = watch_for(
+        run_dir,
+        time_limit_seconds=config.checkpoint.time_limit,
+        saved_bytes=engine.saved_bytes(),
+        is_main=place.is_main,
+    )
+    parts = TrainerParts(
+        config=config, config_text=to_yaml(config), place=place, engine=engine, schedule=schedule, feed=feeds.train,
+        validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
+    )  # fmt: skip
+    Trainer(parts, state).fit()
+    engine.close()
+    return state
+
+
+def order_of(config: RunConfig, feeds: Feeds) -> str:
+    """A short text that changes when step n would see other samples."""
+    feed = feeds.train
+    return (
+        f"{feed.dataset.digest} {feed.num_samples} samples, {config.batch.global_batch_size} a step, seed {config.seed}"
+    )
+
+
+def decoder_layer_parameters(model: CadMllm) -> int:
+    """Elements of one decoder layer, which the bucket sizes follow."""
+    layers = model.language.base_model.layers
+    return sum(parameter.numel() for parameter in layers[0].parameters())
+
+
+def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
+    """`bf16` or `fp32`: what the configuration says, or what suits the device."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
+    """Open the dataset's splits, count their tokens and keep what fits. Raises `DataError` naming the folder."""
+    data, tokens = config.data, modality_tokens(config.model)
+    shape = ExampleShape(
+        tokens_per_view=tokens.image_tokens_per_view,
+        views=data.views_per_sample,
+        image_size=config.model.image.image_size if config.model.image else 14,
+        point_tokens=tokens.point_tokens,
+        num_points=data.num_points,
+    )
+    used = [key for key in MODALITY_SETS if any(key in stage.probabilities() for stage in config.curriculum)]
+
+    def feed(split: str) -> Feed | None:
+        dataset = PartDataset.open(path, split)
+        if not len(dataset):
+            return None
+        respell = respelling(dataset.manifest.codec, data.codec)
+        builder = ExampleBuilder(tokenizer, data.instruction, shape, config.seed, respell)
+        lengths = count_tokens(
+            tokenizer, data.instruction, dataset.captions(), dataset.column("sequence"), respell=respell, count=token_counter(data.codec)
+        )  # fmt: skip
+        return Feed(
+            dataset, lengths, builder, global_batch_size=config.batch.global_batch_size,
+            micro_batch_tokens=config.batch.micro_batch_tokens, max_sample_tokens=data.max_sample_tokens, modality_sets=used,
+        )  # fmt: skip
+
+    train = feed("train")
+    if train is None:
+        raise DataError("its train split is empty", where=str(path), hint="Prepare it again with more parts.")
+    if train.num_left_out:
+        log.warning(
+            "%d of %d samples are longer than data.max_sample_tokens and are left out",
+            train.num_left_out,
+            len(train.dataset),
+        )
+    return Feeds(train, feed("validation") if data.validation_samples else None, path)
+
+
+def describe(
+    config: RunConfig, model: CadMllm, feeds: Feeds, plan: BatchPlan, precision: str, place: Place
+) -> tuple[tuple[str, str], ...]:
+    """The start banner: the arithmetic of the run before its first step."""
+    total = sum(p.numel() for p in model.parameters())
+    learns = {name: sum(p.numel() for _, p in rows) for name, rows in trainable_components(model).items()}
+    kept, all_samples = feeds.train.num_samples, len(feeds.train.dataset)
+    left_out = (
+        f", {feeds.train.num_left_out} left out as longer than {config.data.max_sample_tokens} tokens"
+        if feeds.train.num_left_out
+        else ""
+    )
+    stages = ", ".join(f"{stage.name} to step {stage.last_step}" for stage in plan.stages)
+    rows = (
+        (
+            "model",
+            f"{total:,} parameters, {sum(learns.values()):,} learn: "
+            + ", ".join(f"{k} {v:,}" for k, v in learns.items()),
+        ),
+        ("data", f"{kept:,} of {all_samples:,} training samples in {feeds.path}{left_out}"),
+        ("codec", _describe_codec(config, feeds.train)),
+        (
+            "batch",
+            f"{plan.global_batch_size} samples a step over {place.world_size} ranks, packs of up to {plan.micro_batch_tokens:,} tokens",
+        ),
+        ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch): {stages}"),
+        ("engine", f"ZeRO-{config.zero.stage}, {precision}"),
+    )
+    for label, text in rows:
+        log.info("%s: %s", label, text)
+    return rows
+
+
+def _describe_codec(config: RunConfig, feed: Feed) -> str:
+    added = len(added_vocabulary(config.data.codec))
+    targets = feed.lengths.target[feed.kept]
+    text = f"{config.data.codec}: {np.median(targets):.0f} tokens a sequence in the median, {targets.max()} at most"
+    return f"{text}; {added} tokens added to the vocabulary" if added else text
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a checkpoint depends on."""
+    return {"cadtrain": __version__, **{name: version(name) for name in ("torch", "deepspeed", "transformers", "peft")}}
+
+
+def _sinks(config: RunConfig, run_dir: Path, place: Place, console: MetricSink | None) -> MetricSink:
+    if not place.is_main:
+        return NullSink()
+    sinks: list[MetricSink] = [JsonlSink(run_dir / "metrics.jsonl")]
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(run_dir / "tensorboard"))
+    if config.logging.wandb:
+        dumped: dict[str, Any] = config.model_dump(mode="json")
+        sinks.append(WandbSink(dumped))
+    if console is not None:
+        sinks.append(console)
+    return CompositeSink(sinks)

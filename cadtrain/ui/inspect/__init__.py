@@ -1,0 +1,1 @@
+"""What `cadtrain data inspect` shows: tables in a terminal, a page of HTML."""

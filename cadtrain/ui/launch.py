@@ -1,0 +1,75 @@
+"""How a launch looks: its plan before, the failure after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from cadtrain.launch.failure import RankFailure
+    from cadtrain.launch.planning import LaunchPlan
+
+
+def plan_table(plan: LaunchPlan) -> RenderableType:
+    """What is about to be started."""
+    config = plan.config
+    language = config.model.language
+    model = language.pretrained or (language.config or {}).get("model_type", "?")
+    parts = [
+        str(model),
+        *(name for name, part in (("points", config.model.point), ("images", config.model.image)) if part),
+    ]
+    if language.lora is not None:
+        parts.append(f"LoRA rank {language.lora.rank}")
+    data = str(config.data.path) if config.data.path else f"{config.data.synth.count} procedural parts"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    rows = [
+        ("ranks", plan.devices.describe()),
+        ("ZeRO", f"stage {plan.zero.stage} ({plan.zero.reason}){_offload_text(plan)}"),
+        ("precision", config.precision),
+        ("model", ", ".join(parts)),
+        ("data", data),
+        ("stages", ", ".join(f"{stage.name} ({stage.duration})" for stage in config.curriculum)),
+        ("run folder", f"{plan.run_dir}{' (resumed)' if plan.resume else ''}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    if not plan.zero.fits:
+        table.add_row(
+            "warning",
+            "the estimate says that this does not fit; try --offload or a smaller batch.micro_batch_tokens",
+            style="yellow",
+        )
+    return table
+
+
+def _offload_text(plan: LaunchPlan) -> str:
+    zero = plan.config.zero
+    parts = [name for name, on in (("optimizer", zero.offload_optimizer), ("weights", zero.offload_parameters)) if on]
+    return f", {' and '.join(parts)} in host memory" if parts else ""
+
+
+def failure_panel(failure: RankFailure, *, title: str) -> RenderableType:
+    """Which rank failed first, with what, and the end of its log."""
+    return Panel(_failure_text(failure), title=title, border_style="red", title_align="left")
+
+
+def _failure_text(failure: RankFailure) -> Text:
+    who = f"rank {failure.rank}" if failure.rank >= 0 else "the launcher"
+    text = Text()
+    text.append(f"{who}: ", style="bold")
+    if failure.type not in ("exit",) and not failure.type.startswith("SIG"):
+        text.append(f"{failure.type}: ", style="red")
+    text.append(failure.message)
+    if failure.log_tail:
+        text.append(f"\n\nlast lines of its log:\n{failure.log_tail}", style="dim")
+    if failure.log_path is not None:
+        text.append(f"\n\nlog: {failure.log_path}", style="dim")
+    return text

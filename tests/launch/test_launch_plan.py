@@ -1,0 +1,217 @@
+"""What a launch decides: devices, ZeRO stage, the launcher's command, the run folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cadtrain.errors import EnvironmentFault, UsageError
+from cadtrain.launch import devices, planning
+from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, select_visible
+from cadtrain.launch.environment import clean_arch_list, environment_changes
+from cadtrain.launch.failure import RankExit, first_failure
+from cadtrain.launch.folder import hold, prepare_run_dir
+from cadtrain.launch.planning import LaunchRequest, plan_launch
+
+GIB = 2**30
+INSTALLED = tuple(Gpu(str(i), f"GPU-{i}{i}aa-bb", "Test GPU", 80 * GIB, 79 * GIB) for i in range(4))
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_gpus_from_nvml", lambda: INSTALLED)
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_gpus_from_nvml", lambda: ())
+
+
+@pytest.mark.parametrize(
+    ("mask", "ids"),
+    [
+        ("0,1", ["0", "1"]),
+        ("3, 1", ["3", "1"]),
+        ("GPU-22aa-bb,GPU-00aa-bb", ["2", "0"]),
+        ("GPU-3", ["3"]),
+        ("0,9,1", ["0"]),
+        ("0,0", ["0"]),
+        ("MIG-5f1e,MIG-77aa", ["MIG-5f1e", "MIG-77aa"]),
+    ],
+)
+def test_visible_devices_mask(mask: str, ids: list[str]) -> None:
+    assert [gpu.id for gpu in select_visible(INSTALLED, mask)] == ids
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_an_empty_mask_hides_every_gpu() -> None:
+    assert len(find_gpus({})) == 4
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+    assert find_gpus({"DS_ACCELERATOR": "cpu"}) == ()
+
+
+def test_number_of_ranks() -> None:
+    assert choose_devices(INSTALLED, None).num_ranks == 4
+    assert choose_devices(INSTALLED, 2).ids == ["0", "1"]
+    assert choose_devices((), None).num_ranks == 2
+    assert choose_devices((), 4).ids == ["-1"] * 4
+    with pytest.raises(EnvironmentFault, match="9 GPUs were asked for, 4 are visible"):
+        choose_devices(INSTALLED, 9)
+    with pytest.raises(EnvironmentFault, match="cannot run on MIG-5f1e"):
+        choose_devices(select_visible(INSTALLED, "MIG-5f1e"), None)
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_command_on_a_machine_without_gpu(tmp_path: Path) -> None:
+    plan = plan_launch(LaunchRequest(gpus=4, zero="3", run_dir=tmp_path / "run"), environ={})
+    argv = list(plan.argv)
+    assert argv[1:4] == ["-u", "-m", "deepspeed.launcher.launch"]
+    world = json.loads(base64.urlsafe_b64decode(argv[4].removeprefix("--world_info=")))
+    assert world == {"localhost": ["-1"] * 4}
+    assert "--no_local_rank" in argv
+    assert argv[argv.index("--module") + 1 :] == ["cadtrain", "train", "--run-dir", str(tmp_path / "run")]
+    assert plan.config.zero.stage == 3
+    assert plan.environment["DS_ACCELERATOR"] == "cpu"
+    assert plan.environment["LOCAL_SIZE"] == "4"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_user_settings_stay_and_visible_devices_are_passed_on() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "GPU-33aa-bb,1", "NCCL_DEBUG": "INFO", "TORCH_CUDA_ARCH_LIST": "8.0;9.0a"}
+    plan = plan_launch(LaunchRequest(), environ=environ)
+    # DeepSpeed's ranks read the variable as whole numbers.
+    assert plan.devices.ids == ["3", "1"]
+    assert plan.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "NCCL_DEBUG" not in plan.environment
+    assert plan.environment["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0"
+    assert plan.environment["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert "LOCAL_SIZE" not in plan.environment
+
+
+def test_arch_list_suffixes() -> None:
+    assert clean_arch_list("9.0a") == "9.0"
+    assert clean_arch_list("8.0 9.0 9.0a 10.0a+PTX") == "8.0;9.0;10.0+PTX"
+    assert "TORCH_CUDA_ARCH_LIST" not in environment_changes(choose_devices(INSTALLED, 1), {"TORCH_CUDA_ARCH_LIST": "9.0"})
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_offload_sets_both_switches_in_stage_3_only() -> None:
+    assert plan_launch(LaunchRequest(zero="3", offload=True), environ={}).config.zero.offload_parameters
+    second = plan_launch(LaunchRequest(zero="2", offload=True), environ={}).config.zero
+    assert (second.offload_optimizer, second.offload_parameters) == (True, False)
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_run_folder_rules(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match="no run to resume"):
+        plan_launch(LaunchRequest(run_dir=run, resume=True), environ={})
+    with pytest.raises(UsageError, match="needs the run folder"):
+        plan_launch(LaunchRequest(resume=True), environ={})
+    from cadtrain.config.load import to_yaml
+
+    first = plan_launch(LaunchRequest(run_dir=run, overrides=("seed=7",)), environ={})
+    prepare_run_dir(run, to_yaml(first.config), {})
+    with pytest.raises(UsageError, match="already holds a run"):
+        plan_launch(LaunchRequest(run_dir=run), environ={})
+    resumed = plan_launch(LaunchRequest(run_dir=run, resume=True, overrides=("checkpoint.every=5",)), environ={})
+    assert resumed.config.seed == 7
+    assert resumed.argv[-1] == "--resume"
+    prepare_run_dir(run, to_yaml(resumed.config), {})
+    assert "seed: 7" in (run / "config.1.yaml").read_text()
+    assert "every: 5 steps" in (run / "config.yaml").read_text()
+
+
+def test_a_folder_is_held_by_one_launcher(tmp_path: Path) -> None:
+    with hold(tmp_path), pytest.raises(UsageError, match="another"), hold(tmp_path):
+        pass
+    with hold(tmp_path):
+        pass
+
+
+def test_first_failure_orders_kills_and_messages(tmp_path: Path) -> None:
+    def write(rank: int, time: float, kind: str = "RuntimeError") -> None:
+        record = {"rank": rank, "time": time, "type": kind, "message": f"from {rank}", "exit_code": 4}
+        (tmp_path / f"rank_{rank:02d}.error.json").write_text(json.dumps(record))
+
+    assert first_failure(tmp_path, [RankExit(0, 0, 1.0)], 0) is None
+    write(0, 100.0)
+    write(2, 99.0)
+    failure = first_failure(tmp_path, [RankExit(0, 4, 100.0)], 4)
+    assert failure is not None
+    assert failure.message == "from 2"
+    killed = first_failure(tmp_path, [RankExit(1, -signal.SIGKILL, 99.1)], 247)
+    assert killed is not None
+    assert (killed.rank, killed.exit_code) == (1, 137)
+    late = first_failure(tmp_path, [RankExit(0, 4, 100.0), RankExit(1, -signal.SIGTERM, 130.0)], 4)
+    assert late is not None
+    assert late.rank == 2
+
+
+def test_a_folded_signal_of_the_launcher_is_unfolded(tmp_path: Path) -> None:
+    failure = first_failure(tmp_path, [], 256 - signal.SIGSEGV)
+    assert failure is not None
+    assert (failure.type, failure.exit_code) == ("SIGSEGV", 128 + signal.SIGSEGV)
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_dry_run_prints_the_command_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cadtrain.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["launch", "--gpus", "4", "--zero", "3", "--dry-run", "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["num_ranks"], plan["zero_stage"], plan["device"]) == (4, 3, "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_deepspeeds_launcher_runs_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cadtrain.launch.start import start
+
+    worker = tmp_path / "launch_test_worker.py"
+    worker.write_text(
+        "import os, sys\n"
+        "assert os.environ['WORLD_SIZE'] == '2' and os.environ['MASTER_PORT'] and os.environ['LOCAL_RANK']\n"
+        "assert os.path.isfile(os.path.join(sys.argv[sys.argv.index('--run-dir') + 1], 'config.yaml'))\n"
+        "sys.exit(7 if os.environ['RANK'] == '1' else 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    plan = plan_launch(LaunchRequest(gpus=2, run_dir=tmp_path / "run"), worker=("launch_test_worker",))
+    assert start(plan).exit_code == 7
+    record = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert record["num_ranks"] == 2
+    assert "torch" in record["versions"]
+
+
+def test_free_port_is_free() -> None:
+    assert 1024 <= planning.free_port() <= 65535
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_a_run_goes_on_only_with_the_codec_that_its_model_learnt(tmp_path: Path) -> None:
+    """Refused before the run's configuration is replaced; a checkpoint that says nothing is left to the ranks."""
+    from cadtrain.config.load import to_yaml
+
+    run, state = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000003" / "state.json"
+    first = plan_launch(LaunchRequest(run_dir=run, overrides=("data.codec=tokens",)), environ={})
+    prepare_run_dir(run, to_yaml(first.config), {})
+    change = LaunchRequest(run_dir=run, resume=True, overrides=("data.codec=compact",))
+    assert plan_launch(change, environ={}).config.data.codec == "compact"  # nothing learnt yet
+    state.parent.mkdir(parents=True)
+    for text in ("{", "[]", '{"codec": 3}', '{"codec": ""}', "{}"):
+        state.write_text(text)
+        assert plan_launch(change, environ={}).config.data.codec == "compact"
+    state.write_text('{"codec": "tokens 1"}')
+    with pytest.raises(UsageError, match=r"is compact, but the model of .*run learnt to write tokens") as caught:
+        plan_launch(change, environ={})
+    assert caught.value.where == "data.codec"
+    assert plan_launch(LaunchRequest(run_dir=run, resume=True), environ={}).config.data.codec == "tokens"

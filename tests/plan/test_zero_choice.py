@@ -1,0 +1,63 @@
+"""The ZeRO stage that `auto` takes, against sizes that are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig, RunConfig, StageConfig, ZeroConfig
+from cadtrain.plan.memory import choose_stage, count_parameters, language_shapes
+
+GIB = 2**30
+QWEN3_8B = {
+    "model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36, "vocab_size": 151936, "intermediate_size": 12288,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def make_config(lora: LoraConfig | None = None, **zero: object) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(language=LanguageModelConfig(config=QWEN3_8B, lora=lora)),
+        curriculum=(StageConfig(name="text", duration="10 steps", modalities={"text": 1.0}),),  # type: ignore[arg-type]
+        zero=ZeroConfig(**zero),  # type: ignore[arg-type]
+    )
+
+
+def test_parameter_count_of_qwen3_8b() -> None:
+    shapes = language_shapes(make_config().model)
+    assert shapes is not None
+    assert shapes.num_parameters() == pytest.approx(8.19e9, rel=0.01)
+
+
+def test_lora_leaves_the_base_frozen() -> None:
+    config = make_config(LoraConfig(rank=32))
+    shapes = language_shapes(config.model)
+    assert shapes is not None
+    census = count_parameters(config.model, shapes)
+    assert census.trainable == pytest.approx(87.3e6, rel=0.01)
+    assert census.frozen == pytest.approx(8.19e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "memory_gib", "lora", "stage"),
+    [(4, 140, None, 1), (4, 80, None, 2), (8, 44, None, 3), (4, 44, LoraConfig(rank=32), 0), (1, 140, LoraConfig(), 0)],
+)
+def test_lowest_stage_that_fits(ranks: int, memory_gib: int, lora: LoraConfig | None, stage: int) -> None:
+    choice = choose_stage(make_config(lora), ranks, memory_gib * GIB)
+    assert choice.stage == stage, choice
+    assert choice.fits
+
+
+def test_nothing_fits_says_so() -> None:
+    choice = choose_stage(make_config(), 1, 24 * GIB)
+    assert not choice.fits
+    assert "none fits" in choice.reason
+
+
+def test_offload_needs_a_stage_that_shards() -> None:
+    assert choose_stage(make_config(offload_optimizer=True), 1, 40 * GIB).stage == 2
+    assert choose_stage(make_config(offload_parameters=True), 1, 40 * GIB).stage == 3
+
+
+def test_cpu_and_named_stages() -> None:
+    assert choose_stage(make_config(), 2, None).stage == 2
+    assert choose_stage(make_config(stage=1), 4, 10 * GIB).stage == 1
