@@ -32,7 +32,11 @@ def processes_with_mark(mark: str) -> list[int]:
 
 
 def kill_marked(group: int | None, mark: str, *, attempts: int = 20) -> None:
-    """Kill the process group and every process with the mark, again until none is left."""
+    """Kill the process group and every process with the mark, until two looks in a row find none.
+
+    A process shows no environment while it loads a new program, so one look alone may miss a child just started.
+    """
+    was_empty = False
     for _ in range(attempts):
         if group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -41,8 +45,9 @@ def kill_marked(group: int | None, mark: str, *, attempts: int = 20) -> None:
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not left:
+        if not left and was_empty:
             return
+        was_empty = not left
         time.sleep(0.05)
 
 
