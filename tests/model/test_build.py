@@ -138,6 +138,8 @@ class RecordingSharding:
     def __init__(self, is_source: bool = True) -> None:
         self.is_source = is_source
         self.whole: dict[int, torch.Tensor] = {}
+        self._known: list[nn.Parameter] = []
+        """Held, since the id of a weight that went (a tied head's own) would be given to a later one."""
 
     @contextmanager
     def construct(self) -> Iterator[None]:
@@ -147,6 +149,7 @@ class RecordingSharding:
             plain(module, name, parameter)
             if parameter is not None and id(parameter) not in self.whole:
                 parameter.ds_shape = parameter.shape
+                self._known.append(parameter)
                 self.whole[id(parameter)] = torch.full_like(parameter.data, float("nan"))
 
         nn.Module.register_parameter = register
