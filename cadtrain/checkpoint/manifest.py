@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from cadtrain.checkpoint.layout import MANIFEST, write_atomically
+from cadtrain.checkpoint.layout import MANIFEST, is_frozen_name, write_atomically
 from cadtrain.errors import CheckpointError
 
 FORMAT = 1
@@ -27,6 +27,14 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenRecord:
+    """Where the weights that do not learn lie: a folder beside the checkpoint, which it shares with others."""
+
+    folder: str
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The manifest of one checkpoint."""
 
@@ -39,6 +47,12 @@ class Manifest:
     format: int = FORMAT
     offload: bool = False
     """Whether optimizer states lived in host memory."""
+    census: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Weights of each component: how many learn and how many are frozen."""
+    config_digest: str = ""
+    """XXH3-128 of the run's `config.yaml` as it stands in the checkpoint."""
+    frozen: FrozenRecord | None = None
+    """None where every weight lies in the checkpoint itself."""
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""
@@ -56,8 +70,10 @@ class Manifest:
                     where=str(path),
                     hint="Update cadtrain.",
                 )
-            files = {name: FileRecord(int(row["size"]), str(row["xxh3"])) for name, row in raw.pop("files").items()}
-            return cls(**raw, files=files)
+            files, frozen = _records(raw.pop("files")), raw.pop("frozen", None)
+            if frozen is not None:
+                frozen = FrozenRecord(str(frozen["folder"]), _records(frozen["files"]))
+            return cls(**raw, files=files, frozen=frozen)
         except FileNotFoundError:
             raise CheckpointError("has no manifest.json, so it was never finished", where=str(folder)) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,18 +85,38 @@ class Manifest:
         `share` (i, n) looks at the i-th of n parts of the files, for n processes that look together.
         """
         found = [] if self.files else ["the manifest names no file"]
+        rows = [(name, folder, folder / name, record) for name, record in self.files.items()]
+        if self.frozen is not None:
+            if not is_frozen_name(self.frozen.folder):
+                return [*found, f"{self.frozen.folder!r} is no folder of frozen weights"]
+            beside = folder.parent / self.frozen.folder
+            if not beside.is_dir():
+                return [*found, f"its frozen weights are missing: copy the folder {self.frozen.folder} beside it"]
+            files = self.frozen.files.items()
+            rows += [(f"../{beside.name}/{name}", beside, beside / name, record) for name, record in files]
         number, count = share
-        for name, record in sorted(self.files.items(), key=lambda item: (-item[1].size, item[0]))[number::count]:
-            path = folder / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                found.append(f"{name}: points outside the checkpoint")
-            elif not path.is_file():
-                found.append(f"{name}: missing")
-            elif path.stat().st_size != record.size:
-                found.append(f"{name}: {path.stat().st_size} bytes instead of {record.size}")
-            elif hash_file(path) != record.xxh3:
-                found.append(f"{name}: content differs from what was saved")
+        rows.sort(key=lambda row: (-row[3].size, row[0]))
+        for name, root, path, record in rows[number::count]:
+            if fault := file_fault(path, record, root=root):
+                found.append(f"{name}: {fault}")
         return found
+
+
+def file_fault(path: Path, record: FileRecord, *, root: Path) -> str | None:
+    """How the file differs from its record, None if it is what was saved; a path that leaves `root` is a fault."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        return "points outside the checkpoint"
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != record.size:
+        return f"{path.stat().st_size} bytes instead of {record.size}"
+    if hash_file(path) != record.xxh3:
+        return "content differs from what was saved"
+    return None
+
+
+def _records(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, FileRecord]:
+    return {name: FileRecord(int(row["size"]), str(row["xxh3"])) for name, row in rows.items()}
 
 
 def hash_file(path: Path) -> str:
@@ -106,3 +142,8 @@ def record_files(folder: Path, names: list[str]) -> dict[str, FileRecord]:
 def records_to_json(records: Mapping[str, FileRecord]) -> str:
     """One rank's records as it hands them to rank 0."""
     return json.dumps({name: asdict(record) for name, record in records.items()})
+
+
+def records_from_json(text: str) -> dict[str, FileRecord]:
+    """What `records_to_json` wrote."""
+    return _records(json.loads(text))

@@ -4,6 +4,7 @@
     zero_pp_rank_N_mp_rank_00_model_states.pt       ZeRO 3: buffers, and rank N's share of the frozen weights
     [bf16_]zero_pp_rank_N_mp_rank_00_optim_states.pt    ZeRO 1 to 3: rank N's share of the fp32 weights
 
+Weights that do not learn may lie in a folder that several checkpoints share (`frozen`); they are put back here.
 Files are mapped, not read: what is not asked for never enters memory.
 """
 
@@ -12,9 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from cadtrain.checkpoint.frozen import with_frozen
 from cadtrain.checkpoint.safe_load import load_shard
 from cadtrain.errors import CheckpointError
 
@@ -123,7 +126,7 @@ def _opened(path: Path, key: str) -> dict[str, Any]:
     content = load_shard(path, mmap=True)
     if not isinstance(content, dict) or not isinstance(content.get(key), dict):
         raise CheckpointError(f"holds no {key!r}: it is not what DeepSpeed writes.", where=str(path))
-    return content
+    return with_frozen(content, path, partial(load_shard, mmap=True))
 
 
 def _checked_optim(path: Path, num_ranks: int) -> dict[str, Any]:

@@ -36,6 +36,15 @@ MODALITY_SETS: tuple[str, ...] = (
 """Every modality set that a stage may draw, in canonical spelling: text, point, image joined by `+`."""
 
 
+def _counted_in_steps(value: Duration | None) -> Duration | None:
+    """For what must come after the same step on every rank."""
+    if value is not None and value.unit == "minutes":
+        raise ValueError(f"{value}: count it in steps or epochs, so that every rank, and a resumed run, does the same")
+    if value is not None and value.value <= 0:
+        raise ValueError(f"{value} must be more than 0")
+    return value
+
+
 class LoraConfig(Section):
     """Low-rank adapters on the language model (peft); without this section all its weights are trained."""
 
@@ -161,8 +170,12 @@ class DataConfig(Section):
     """A sample with more tokens than this, those of its modalities included, is left out and counted, never cut."""
     validation_samples: int = Field(256, ge=0)
     """At most this many samples of the validation split are used for each modality set; 0 switches validation off."""
+    validate_every: DurationField | None = None
+    """Steps or epochs between validations inside a stage; every stage's end is validated in any case."""
     num_workers: int = Field(2, ge=0)
     """Threads a rank that read and decode samples ahead of the model."""
+
+    _validate_every_in_steps = field_validator("validate_every")(_counted_in_steps)
 
 
 def _modality_hint(key: str) -> str:
@@ -245,6 +258,11 @@ class OptimConfig(Section):
     """Decoupled weight decay; biases, norms and embeddings have none."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    bad_steps: Literal["stop", "rollback"] = "stop"
+    """What follows when weights are no longer finite, or ten steps in a row had no finite gradient: `stop` ends the run; `rollback` goes
+    back to the last checkpoint before and passes over the samples of those steps. A single step without a finite gradient is passed over in any case."""
+    max_rollbacks: int = Field(3, ge=1)
+    """How often a run may go back before it ends."""
 
 
 class ZeroConfig(Section):
@@ -289,7 +307,18 @@ class CheckpointConfig(Section):
     every: DurationField = Duration(500)
     """Time between checkpoints, in steps, epochs or minutes; every stage's end is saved as well."""
     keep_last: int = Field(2, ge=1)
-    """Newest checkpoints kept; older ones are removed after a newer one is whole."""
+    """Newest checkpoints kept; older ones are removed after a newer one is whole and verified."""
+    keep_every: DurationField | None = None
+    """Checkpoints whose step is a multiple of this, in steps or epochs, are kept for good."""
+    keep_best: int = Field(0, ge=0)
+    """So many checkpoints with the lowest validation loss (mean over the stage's modality sets) are kept as well."""
+    asynchronous: bool = False
+    """Copy the state to host memory and write it while training goes on. Needs host memory for the state of all of a host's ranks."""
+    frozen_weights: Literal["once", "always"] = "once"
+    """`once`: weights that never learn are written with the first checkpoint only, into a folder that all checkpoints of the run share;
+    `always`: into every checkpoint, which DeepSpeed's own tools then read."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What follows when a checkpoint cannot be saved: `stop` ends the run, `continue` trains on to the next one. The last one of a run must be saved."""
     init_from: Path | None = None
     """A run folder, or one checkpoint, whose weights a new run begins with; its optimizer begins anew. Ignored where the run has a checkpoint of its own."""
     start_stage: str | None = None
@@ -297,6 +326,8 @@ class CheckpointConfig(Section):
     time_limit: SecondsField | None = None
     """Time after which the run saves and leaves, counted from each start: `3h50m`, `90 minutes`, `3:50:00`, or seconds. It leaves early
     enough for a save to end in time. The end of a SLURM job (SLURM_JOB_END_TIME) is heeded in any case."""
+
+    _keep_every_in_steps = field_validator("keep_every")(_counted_in_steps)
 
 
 class LoggingConfig(Section):

@@ -103,6 +103,10 @@ class MetricSink(Protocol):
         """Something happened that a person wants to know: a stage begins, a checkpoint is whole."""
         ...
 
+    def rewind(self, step: int) -> None:
+        """The run goes back to after `step` steps: what was said of later ones is void."""
+        ...
+
     def close(self) -> None:
         """The run ends, for whatever reason."""
         ...
@@ -121,6 +125,9 @@ class NullSink:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -149,6 +156,10 @@ class CompositeSink:
     def note(self, text: str) -> None:
         """To all."""
         self._tell(lambda sink: sink.note(text))
+
+    def rewind(self, step: int) -> None:
+        """To all."""
+        self._tell(lambda sink: sink.rewind(step))
 
     def close(self) -> None:
         """To all."""

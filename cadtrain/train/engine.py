@@ -16,11 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from cadtrain.checkpoint.frozen import with_frozen
+from cadtrain.checkpoint.safe_load import load_shard
+from cadtrain.checkpoint.shard_writer import WRITE_FAULTS, ShardSink
 from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import all_agree, first_verdict
@@ -78,12 +82,16 @@ class Engine(Protocol):
         """The pack's loss sum without gradients, in eval mode."""
         ...
 
-    def saved_bytes(self) -> int:
+    def frozen_names(self) -> frozenset[str]:
+        """Names of the weights that never learn in this run."""
+        ...
+
+    def saved_bytes(self, *, with_frozen: bool = True) -> int:
         """About what a save of all ranks takes on the disk."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of the state into `folder`."""
+    def save(self, folder: Path, sink: ShardSink) -> None:
+        """Hand this rank's share of the state to `sink`, shard by shard, under names below `folder`; raises what the sink raises."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -170,6 +178,7 @@ class DeepSpeedEngine:
         self.model = model
         self._stage = int(config["zero_optimization"]["stage"])
         self._trainable = {name: [p for _, p in rows] for name, rows in trainable_components(model).items()}
+        self._frozen_names = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         if self._stage == 3:
             set_z3_leaf_modules(model, [*decoder_layer_classes(model), *encoder_block_classes(model)])
         offload = config["zero_optimization"].get("offload_optimizer") or {}
@@ -238,21 +247,27 @@ class DeepSpeedEngine:
         self._engine.train()
         return output.loss_sum.detach()
 
-    def saved_bytes(self) -> int:
+    def frozen_names(self) -> frozenset[str]:
+        return self._frozen_names
+
+    def saved_bytes(self, *, with_frozen: bool = True) -> int:
         learning = {id(parameter) for rows in self._trainable.values() for parameter in rows}
         total = sum(buffer.nbytes for buffer in self.model.buffers())
         for parameter in self.model.parameters():
             numel, learns = int(getattr(parameter, "ds_numel", parameter.numel())), id(parameter) in learning
             # fp32 weight and two moments; beside them the training weights, which ZeRO-3 writes for frozen ones only.
-            total += (12 * numel if learns else 0) + (
-                0 if learns and self._stage == 3 else numel * parameter.element_size()
-            )
+            total += 12 * numel if learns else 0
+            if (not learns and with_frozen) or (learns and self._stage < 3):
+                total += numel * parameter.element_size()
         return total
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, sink: ShardSink) -> None:
         writer = self._engine.checkpoint_engine
-        writer.failure = None
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        writer.sink, writer.failure = sink, None
+        try:
+            self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        finally:
+            writer.sink = None
         if writer.failure is not None:
             raise CheckpointError(
                 f"a shard could not be written: {writer.failure}", where=str(folder)
@@ -393,27 +408,26 @@ def _adamw(
 
 
 def _safe_checkpoint_engine() -> Any:
-    """A checkpoint engine for DeepSpeed that reads tensors and plain values and runs no code from a file."""
+    """A checkpoint engine for DeepSpeed that hands shards to a sink, reads tensors and plain values and runs no code from a file."""
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from cadtrain.checkpoint.safe_load import load_shard
-
     class SafeCheckpointEngine(TorchCheckpointEngine):
+        sink: ShardSink | None = None
         failure: Exception | None = None
 
         def save(self, state_dict: Any, path: str) -> None:
             # Kept until all ranks are through DeepSpeed's barriers: raised here it would leave the others waiting in one.
+            assert self.sink is not None, "shards are written by DeepSpeedEngine.save alone"
             try:
-                super().save(state_dict, path)
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
+                self.sink(Path(path), state_dict)
+            except WRITE_FAULTS as error:
                 self.failure = error
 
         def load(self, path: str, map_location: Any = None) -> Any:
-            return load_shard(Path(path), map_location=map_location)
+            content = load_shard(Path(path), map_location=map_location)
+            return with_frozen(content, Path(path), partial(load_shard, map_location=map_location, mmap=True))
 
-    engine = SafeCheckpointEngine()
-    engine.zipfile_serialization = True
-    return engine
+    return SafeCheckpointEngine()
 
 
 def _send_deepspeed_log_to_file() -> None:

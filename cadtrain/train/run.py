@@ -15,6 +15,7 @@ import torch
 
 from cadtrain import __version__
 from cadtrain.cad.codec import added_vocabulary, get_codec, respelling, token_counter
+from cadtrain.checkpoint.retention import Retention
 from cadtrain.checkpoint.store import CheckpointStore
 from cadtrain.config.batch_plan import BatchPlan, plan_batches
 from cadtrain.config.deepspeed_config import Precision, deepspeed_config_for
@@ -32,15 +33,15 @@ from cadtrain.metrics.sinks.tensorboard import TensorBoardSink
 from cadtrain.metrics.sinks.wandb import WandbSink
 from cadtrain.model.build import build_model, modality_tokens
 from cadtrain.model.cad_mllm import CadMllm
-from cadtrain.model.components import trainable_components
+from cadtrain.model.components import component_of, trainable_components
 from cadtrain.model.tokenizer import build_tokenizer
-from cadtrain.train.begin import first_state, resume_state, take_weights
+from cadtrain.train.begin import first_state, resume_state, roll_back, take_weights
 from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
 from cadtrain.train.interrupt import StopRequest
 from cadtrain.train.leave import watch_for
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
-from cadtrain.train.trainer import Trainer, TrainerParts
+from cadtrain.train.trainer import RollBack, Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
 
@@ -120,15 +121,12 @@ def _train(
     lines = describe(config, shapes, feeds, plan, precision, place)
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
     facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
-    store = CheckpointStore(
-        run_dir, place=place, keep_last=config.checkpoint.keep_last, facts={**facts, "versions": package_versions()}
-    )
+    store = open_store(config, run_dir, place, plan, engine, {**facts, "census": census(shapes)})
     store.clean_unfinished()
     barrier()
     written = f"{codec.name} {codec.version}"
-    resumed = (
-        resume_state(store, engine, facts={"world_size": place.world_size, **facts}, codec=written) if resume else None
-    )
+    layout = {"world_size": place.world_size, **facts}
+    resumed = resume_state(store, engine, facts=layout, codec=written) if resume else None
     if resumed is None and config.checkpoint.init_from is not None:
         resumed = (
             first_state(plan, config.checkpoint.start_stage, codec=written),
@@ -155,9 +153,44 @@ def _train(
         config=config, config_text=to_yaml(config), place=place, engine=engine, schedule=schedule, feed=feeds.train,
         validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
     )  # fmt: skip
-    Trainer(parts, state).fit()
+    while True:
+        try:
+            state = Trainer(parts, state).fit()
+            break
+        except RollBack as wish:
+            state, how = roll_back(wish, state, store, engine, facts=layout, codec=written)
+            sink.rewind(state.step)
+            sink.note(how)
+            log.warning("%s", how)
+        except BaseException:
+            store.abandon()
+            raise
     engine.close()
     return state
+
+
+def open_store(
+    config: RunConfig, run_dir: Path, place: Place, plan: BatchPlan, engine: DeepSpeedEngine, facts: Mapping[str, Any]
+) -> CheckpointStore:
+    """The run's checkpoints, with the rules of `config.checkpoint`; `facts` go into every manifest."""
+    rules = config.checkpoint
+    every = None if rules.keep_every is None else max(1, rules.keep_every.in_steps(plan.steps_per_epoch))
+    return CheckpointStore(
+        run_dir,
+        place=place,
+        retention=Retention(rules.keep_last, every, rules.keep_best),
+        facts={**facts, "versions": package_versions()},
+        frozen_names=engine.frozen_names() if rules.frozen_weights == "once" else frozenset(),
+    )
+
+
+def census(model: CadMllm) -> dict[str, dict[str, int]]:
+    """Weights of each component: how many learn and how many are frozen."""
+    found: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        row = found.setdefault(component_of(name), {"trainable": 0, "frozen": 0})
+        row["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return found
 
 
 def order_of(config: RunConfig, feeds: Feeds) -> str:

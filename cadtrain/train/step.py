@@ -14,6 +14,15 @@ from cadtrain.train.engine import Engine, StepResult
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a rank has to say after a step; `StepOutcome` says what each means."""
+
+    stop_signal: int = 0
+    is_due: bool = False
+    is_writing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutcome:
     """What all ranks know after a step."""
 
@@ -24,6 +33,8 @@ class StepOutcome:
     """A signal that some rank was sent, 0 if none."""
     is_due: bool
     """Whether rank 0's clock says that a checkpoint is due."""
+    is_writing: bool
+    """Whether some rank still writes a checkpoint behind the training."""
 
 
 def train_step(
@@ -32,8 +43,7 @@ def train_step(
     packs: Iterator[Pack],
     *,
     seed: int,
-    stop_signal: Callable[[], int],
-    is_due: Callable[[], bool],
+    wishes: Callable[[], Wishes],
 ) -> StepOutcome:
     """Run a step's micro-steps, reduce the loss and the ranks' wishes in one message, update the weights. Collective."""
     # Dropout is keyed by the step, so a resumed run draws what an uninterrupted one would have drawn.
@@ -43,12 +53,24 @@ def train_step(
     for number in range(len(plan.packs)):
         loss_sum += engine.micro_step(next(packs), num_targets=targets, is_last=number == len(plan.packs) - 1)
     result = engine.step()
-    told = torch.zeros(3, dtype=torch.float64)
-    told[0], told[1], told[2] = float(loss_sum), float(stop_signal()), float(is_due())
-    told = told.to(engine.device)
-    total = all_reduce(told[:1].clone())
-    wishes = all_reduce(told[1:].clone(), op="max")
-    return StepOutcome(float(total[0]) / targets, result, int(wishes[0]), bool(wishes[1]))
+    total = float(all_reduce(loss_sum.double()))
+    told = agree_on(wishes(), engine.device)
+    return StepOutcome(total / targets, result, told.stop_signal, told.is_due, told.is_writing)
+
+
+def pass_over(plan: StepPlan, packs: Iterator[Pack], *, wishes: Callable[[], Wishes], engine: Engine) -> StepOutcome:
+    """A step whose samples are not trained on; the weights stay as they are. Collective."""
+    for _ in plan.packs:
+        next(packs)
+    told = agree_on(wishes(), engine.device)
+    return StepOutcome(float("nan"), StepResult(float("nan"), False), told.stop_signal, told.is_due, told.is_writing)
+
+
+def agree_on(wishes: Wishes, device: torch.device) -> Wishes:
+    """What any rank wishes, in one message. Collective."""
+    told = torch.tensor([wishes.stop_signal, wishes.is_due, wishes.is_writing], dtype=torch.int64).to(device)
+    stop_signal, is_due, is_writing = all_reduce(told, op="max").tolist()
+    return Wishes(int(stop_signal), bool(is_due), bool(is_writing))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -9,27 +9,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 
-from cadtrain.checkpoint.store import CheckpointStore
+from cadtrain.checkpoint.store import CheckpointStore, SaveReport
 from cadtrain.config.sections import COMPONENTS, RunConfig
 from cadtrain.data.feed import Feed, PackOrder, StepPlan
 from cadtrain.data.loader import ReadAhead
 from cadtrain.distributed import Place
-from cadtrain.errors import Interrupted, TrainingError
+from cadtrain.errors import CheckpointError, Interrupted, TrainingError
 from cadtrain.metrics.record import MetricSink, StepRecord
 from cadtrain.train.engine import Engine
 from cadtrain.train.leave import LeaveWatch
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
-from cadtrain.train.step import StepOutcome, step_seed, train_step
+from cadtrain.train.step import StepOutcome, Wishes, pass_over, step_seed, train_step
 from cadtrain.train.validate import validate
 
 log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss or gradient before the run gives up."""
+
+
+class RollBack(Exception):
+    """Asks to go back to a checkpoint before the first of `bad_steps` (0-based) and to pass these over. Raised on all ranks alike."""
+
+    def __init__(self, bad_steps: list[int], why: TrainingError) -> None:
+        super().__init__(str(why))
+        self.bad_steps = bad_steps
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +69,16 @@ class Trainer:
         self._stage = -1
         self._saved_step = state.step if state.step else -1
         self._saved_at = time.monotonic()
-        self._bad_steps = 0
+        self._bad_steps: list[int] = []
         self._passed_over = 0
         self._why = ""
 
     def fit(self) -> TrainState:
-        """Train to the end. Raises `Interrupted` after saving when asked to stop, `TrainingError` when it cannot go on."""
+        """Train to the end. Raises `Interrupted` after saving when asked to stop, `TrainingError` when it cannot go on, and
+        `RollBack` where the configuration says to go back instead."""
         parts = self.parts
-        if self.state.step and parts.schedule.is_stage_end(self.state.step):
-            # A stage's end is saved before it is validated; the run may have been stopped in between.
+        if self.state.step and (parts.schedule.is_stage_end(self.state.step) or self._is_validation_due()):
+            # A step is saved before it is validated; the run may have been stopped in between.
             self._stage = parts.schedule.stage_index(self.state.step - 1)
             self._validate()
         with ReadAhead(parts.feed.make_pack, self._orders(), num_workers=parts.config.data.num_workers) as packs:
@@ -78,6 +89,7 @@ class Trainer:
                 self._count(step, outcome, time.perf_counter() - started, packs.waited_seconds - waited)
                 self._plans.popleft()
                 self._after_step(outcome)
+        self._complete_save()
         return self.state
 
     def _orders(self) -> Iterator[PackOrder]:
@@ -111,14 +123,14 @@ class Trainer:
         parts.engine.set_rates(parts.schedule.rates(step))
         if not self._plans:
             packs.prime()
-        return train_step(
-            parts.engine,
-            self._plans[0],
-            packs,
-            seed=step_seed(parts.config.seed, step, parts.place.rank),
-            stop_signal=self._wish_to_stop,
-            is_due=self._is_save_due,
-        )
+        if step in self.state.passed_over:
+            parts.sink.note(f"step {step + 1} is passed over: the run went back because of it")
+            return pass_over(self._plans[0], packs, wishes=self._wishes, engine=parts.engine)
+        seed = step_seed(parts.config.seed, step, parts.place.rank)
+        return train_step(parts.engine, self._plans[0], packs, seed=seed, wishes=self._wishes)
+
+    def _wishes(self) -> Wishes:
+        return Wishes(self._wish_to_stop(), self._is_save_due(), self.parts.store.is_writing)
 
     def _wish_to_stop(self) -> int:
         """A signal that this rank was sent, or SIGTERM where rank 0 has another reason to leave; 0 if none."""
@@ -127,16 +139,18 @@ class Trainer:
         return number or (signal.SIGTERM if self._why else 0)
 
     def _count(self, step: int, outcome: StepOutcome, seconds: float, waited: float) -> None:
-        """Add the step to the state and tell the sinks; raises `TrainingError` after too many bad steps."""
+        """Add the step to the state and tell the sinks; raises `TrainingError` or `RollBack` after too many bad steps."""
         plan, state, parts = self._plans[0], self.state, self.parts
         state.step = step + 1
+        if step in state.passed_over:
+            return
         state.samples += plan.num_samples
         state.tokens += plan.num_tokens
         state.target_tokens += plan.num_targets
         self._passed_over += plan.num_without_modality
         state.elapsed_seconds += seconds
         is_bad = not outcome.result.was_applied or not math.isfinite(outcome.loss)
-        self._bad_steps = self._bad_steps + 1 if is_bad else 0
+        self._bad_steps = [*self._bad_steps, step] if is_bad else []
         if is_bad:
             self._report_bad_step(outcome, plan)
         if parts.place.is_main and (
@@ -151,19 +165,34 @@ class Trainer:
         what = f"step {self.state.step}: loss {outcome.loss}, gradient norm {outcome.result.grad_norm}"
         log.warning("%s; samples: %s", what, ", ".join(map(str, ids)))
         if outcome.result.was_applied:
-            raise TrainingError(
-                f"{what}: the weights of this run are no longer finite",
-                where=str(self.parts.store.root.parent),
-                hint="Resume from the last checkpoint with a lower learning rate; the step's samples are in the log.",
+            self._give_up(
+                TrainingError(
+                    f"{what}: the weights of this run are no longer finite",
+                    where=str(self.parts.store.root.parent),
+                    hint="Resume from the last checkpoint with a lower learning rate; the step's samples are in the log.",
+                )
             )
         self.state.skipped_steps += 1
         self.parts.sink.note(f"{what}; the weights were left alone ({self.state.skipped_steps} steps so far)")
-        if self._bad_steps >= MAX_BAD_STEPS:
-            raise TrainingError(
-                f"{self._bad_steps} steps in a row had no finite gradient, the last at {what}",
-                where=str(self.parts.store.root.parent),
-                hint="Lower the learning rate or look at the samples named in the log, then resume.",
+        if len(self._bad_steps) >= MAX_BAD_STEPS:
+            self._give_up(
+                TrainingError(
+                    f"{len(self._bad_steps)} steps in a row had no finite gradient, the last at {what}",
+                    where=str(self.parts.store.root.parent),
+                    hint="Lower the learning rate or look at the samples named in the log, then resume.",
+                )
             )
+
+    def _give_up(self, error: TrainingError) -> NoReturn:
+        """End the run with `error`, or ask to go back where the configuration allows it once more."""
+        optim = self.parts.config.optim
+        try:
+            self._complete_save()
+        except CheckpointError as lost:
+            log.warning("%s", lost)  # what ended the steps is the greater fault
+        if optim.bad_steps == "rollback" and self.state.rollbacks < optim.max_rollbacks:
+            raise RollBack(self._bad_steps, error)
+        raise error
 
     def _record(self, outcome: StepOutcome, plan: StepPlan, seconds: float, waited: float) -> StepRecord:
         state, parts = self.state, self.parts
@@ -199,10 +228,13 @@ class Trainer:
             self.parts.sink.note(
                 f"{self._passed_over} samples were passed over: they have none of the stage's modality sets"
             )
+        if self.parts.store.has_pending and not outcome.is_writing:
+            self._complete_save()
+        is_last = state.step == schedule.total_steps
+        is_leaving = bool(outcome.stop_signal) and not is_last
         if is_stage_end or outcome.is_due or outcome.stop_signal:
-            self._save()
-        is_leaving = bool(outcome.stop_signal) and state.step < schedule.total_steps
-        if is_stage_end and not is_leaving:
+            self._save(is_final=is_last or is_leaving)
+        if not is_leaving and (is_stage_end or self._is_validation_due()):
             self._validate()
         if is_leaving:
             self.parts.leave.clear()
@@ -230,6 +262,14 @@ class Trainer:
         )
         if parts.place.is_main:
             parts.sink.validation(record)
+            if record.losses:
+                parts.store.scores.note(record.step, sum(record.losses.values()) / len(record.losses))
+
+    def _is_validation_due(self) -> bool:
+        every = self.parts.config.data.validate_every
+        if every is None:
+            return False
+        return self.state.step % max(1, every.in_steps(self.parts.schedule.plan.steps_per_epoch)) == 0
 
     def _is_save_due(self) -> bool:
         """Whether a checkpoint is due after the step under way; rank 0's answer counts, since clocks differ."""
@@ -241,16 +281,47 @@ class Trainer:
         steps = max(1, every.in_steps(self.parts.schedule.plan.steps_per_epoch))
         return (self.state.step + 1) % steps == 0
 
-    def _save(self) -> None:
+    def _save(self, *, is_final: bool) -> None:
+        """Save at once where the run ends or leaves, else behind the training if the configuration says so."""
         parts, state = self.parts, self.state
+        self._complete_save()
         if self._saved_step == state.step:
             return
+        is_behind = parts.config.checkpoint.asynchronous and not is_final
+        save: Callable[..., SaveReport | None] = parts.store.save_behind if is_behind else parts.store.save
         started = time.perf_counter()
-        path = parts.store.save(
-            state.step, state.to_json(), config_text=parts.config_text, write_engine=parts.engine.save,
-            expected_bytes=parts.engine.saved_bytes(),
-        )  # fmt: skip
+        try:
+            report = save(
+                state.step, state.to_json(), config_text=parts.config_text, write_engine=parts.engine.save,
+                expected_bytes=parts.engine.saved_bytes(with_frozen=not parts.store.has_frozen),
+            )  # fmt: skip
+        except CheckpointError as error:
+            self._save_failed(error, is_final=is_final)
+            return
+        if report is not None:
+            self._note_saved(report)
+        else:
+            log.info("state of step %d copied in %.2f s", state.step, time.perf_counter() - started)
         self._saved_step, self._saved_at = state.step, time.monotonic()
-        seconds = time.perf_counter() - started
-        parts.leave.note_save(seconds)
-        parts.sink.note(f"checkpoint {path.name} saved in {seconds:.1f} s")
+
+    def _complete_save(self) -> None:
+        """Wait for the save behind the training, if there is one, and make it a checkpoint."""
+        if not self.parts.store.has_pending:
+            return
+        try:
+            self._note_saved(self.parts.store.complete())
+        except CheckpointError as error:
+            self._saved_step = -1
+            self._save_failed(error, is_final=False)
+
+    def _note_saved(self, report: SaveReport) -> None:
+        self.parts.leave.note_save(report.seconds)
+        behind = f", training waited {report.stall_seconds:.1f} s" if report.stall_seconds < report.seconds else ""
+        self.parts.sink.note(f"checkpoint {report.path.name} saved in {report.seconds:.1f} s{behind}")
+
+    def _save_failed(self, error: CheckpointError, *, is_final: bool) -> None:
+        """End the run, or say so and go on where the configuration allows it and there will be another save."""
+        if is_final or self.parts.config.checkpoint.on_failure == "stop":
+            raise error
+        log.warning("%s", error)
+        self.parts.sink.note(f"{error.message}; the run goes on, the last checkpoint is what it was")

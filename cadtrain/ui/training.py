@@ -75,11 +75,17 @@ class TrainingConsole:
     def validation(self, record: ValidationRecord) -> None:
         """Write the losses."""
         losses = ", ".join(f"{key} {loss:.4f}" for key, loss in record.losses.items())
-        self._print(f"validation after {record.stage}: {losses or 'no sample fits'} ({format_seconds(record.seconds)})")
+        where = f"validation at step {record.step} ({record.stage})"
+        self._print(f"{where}: {losses or 'no sample fits'} ({format_seconds(record.seconds)})")
 
     def note(self, text: str) -> None:
         """Write it."""
         self._print(text)
+
+    def rewind(self, step: int) -> None:
+        """Move the bar back."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -11,7 +11,8 @@ import pytest
 
 from cadtrain.checkpoint.layout import checkpoint_name, list_steps, step_of, write_atomically
 from cadtrain.checkpoint.manifest import Manifest
-from cadtrain.checkpoint.retention import steps_to_remove
+from cadtrain.checkpoint.retention import Retention, steps_to_remove
+from cadtrain.checkpoint.shard_writer import ShardSink
 from cadtrain.checkpoint.store import CheckpointStore, verify
 from cadtrain.distributed import Place
 from cadtrain.errors import CheckpointError
@@ -20,22 +21,22 @@ FACTS = {"zero_stage": 2, "precision": "fp32", "versions": {"torch": "2.13"}}
 
 
 def store_in(run_dir: Path, keep_last: int = 10) -> CheckpointStore:
-    return CheckpointStore(run_dir, place=Place(), keep_last=keep_last, facts=FACTS)
+    return CheckpointStore(run_dir, place=Place(), retention=Retention(keep_last), facts=FACTS)
 
 
-def write_shards(text: str) -> Callable[[Path], None]:
+def write_shards(text: str) -> Callable[[Path, ShardSink], None]:
     """Shards as DeepSpeed names them, and the script that it leaves beside them."""
 
-    def write(folder: Path) -> None:
-        (folder / "mp_rank_00_model_states.pt").write_text(text)
-        (folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_text(text * 2)
+    def write(folder: Path, sink: ShardSink) -> None:
+        sink(folder / "mp_rank_00_model_states.pt", {"text": text})
+        sink(folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt", {"text": text * 2})
         (folder.parent / "zero_to_fp32.py").write_text("print('code')")
 
     return write
 
 
 def save(store: CheckpointStore, step: int) -> Path:
-    return store.save(step, {"step": step}, config_text=f"name: run{step}\n", write_engine=write_shards(f"weights {step} "))
+    return store.save(step, {"step": step}, config_text=f"name: run{step}\n", write_engine=write_shards(f"weights {step} ")).path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,8 +66,8 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, error: Exceptio
     save(store, 10)
     before = contents(store.root)
 
-    def fail(folder: Path) -> None:
-        (folder / "mp_rank_00_model_states.pt").write_text("half")
+    def fail(folder: Path, sink: ShardSink) -> None:
+        sink(folder / "mp_rank_00_model_states.pt", {"text": "half"})
         raise error
 
     with pytest.raises(CheckpointError, match=r"rank 0.*while writing its shards") as caught:
@@ -189,10 +190,27 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_saved(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("steps", "keep_last", "removed"), [([], 1, []), ([1], 1, []), ([1, 2], 1, [1]), ([1, 2, 3, 4], 2, [1, 2]), ([1, 2], 9, [])]
+    ("steps", "rules", "removed"),
+    [
+        ([], Retention(1), []),
+        ([1], Retention(1), []),
+        ([1, 2], Retention(1), [1]),
+        ([1, 2, 3, 4], Retention(2), [1, 2]),
+        ([1, 2], Retention(9), []),
+        ([10, 15, 20, 25, 30], Retention(1, keep_every=10), [15, 25]),
+        ([10, 15, 20, 25, 30], Retention(1, keep_best=1), [10, 15, 20]),
+        ([10, 15, 20, 25, 30], Retention(1, keep_best=2), [10, 20]),
+        ([10, 15, 20, 25, 30], Retention(2, keep_every=20, keep_best=1), [10, 15]),
+        ([10, 15, 20], Retention(1, keep_best=9), [10]),
+    ],
 )
-def test_steps_to_remove(steps: list[int], keep_last: int, removed: list[int]) -> None:
-    assert steps_to_remove(steps, keep_last=keep_last) == removed
+def test_steps_to_remove(steps: list[int], rules: Retention, removed: list[int]) -> None:
+    """Losses: 25 is best, then 15 and 20, of which the later counts as better only where they are equal."""
+    assert steps_to_remove(steps, rules, {15: 0.5, 20: 0.6, 25: 0.4}) == removed
+
+
+def test_of_equal_losses_the_later_is_kept() -> None:
+    assert steps_to_remove([1, 2, 3], Retention(1, keep_best=1), {1: 0.5, 2: 0.5}) == [1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cadtrain.checkpoint.shard_writer import write_shard
 from cadtrain.config.sections import COMPONENTS
 from cadtrain.errors import CheckpointError
 from tests.train.ranks import RankPool, pool_of
@@ -42,13 +43,17 @@ def _settings(stage: int, options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.get("engine", {}).items() if stage or key != "offload"}
 
 
+def _write_shard(path: Path, content: Any) -> None:
+    write_shard(path, content)
+
+
 def _write(stage: int, folder: str, options: dict[str, Any]) -> list[float]:
     """Train, save in between, train on: the losses after the save."""
     config = model_config(lora=options.get("lora", False))
     engine, feed = make_engine(config, stage, **_settings(stage, options)), make_feed(config)
     _go(engine, feed, range(STEPS_BEFORE))
     target = Path(folder) / "engine"
-    engine.save(target)
+    engine.save(target, _write_shard)
     _check_estimate(engine, target)
     losses = _go(engine, feed, range(STEPS_BEFORE, STEPS_BEFORE + STEPS_AFTER))
     engine.close()

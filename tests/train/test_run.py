@@ -138,6 +138,7 @@ def _check_other_ranks_and_export(run: Path, tmp_path: Path) -> None:
 
 def _train_and_save_on_rank(stage: int, folder: str) -> torch.Tensor:
     """Two steps, a checkpoint, and the live model's logits of one pack."""
+    from cadtrain.checkpoint.retention import Retention
     from cadtrain.checkpoint.store import CheckpointStore
     from cadtrain.config.load import to_yaml
     from cadtrain.config.sections import RunConfig
@@ -155,7 +156,7 @@ def _train_and_save_on_rank(stage: int, folder: str) -> torch.Tensor:
             engine.micro_step(feed.make_pack(order), num_targets=plan.num_targets, is_last=number == len(orders) - 1)
         engine.step()
     facts = {"zero_stage": stage, "precision": "fp32", "versions": {}}
-    store = CheckpointStore(Path(folder), place=place, keep_last=1, facts=facts)
+    store = CheckpointStore(Path(folder), place=place, retention=Retention(1), facts=facts)
     run = RunConfig(model=config, curriculum=({"name": "one", "duration": "2 steps", "modalities": probabilities},))  # type: ignore[arg-type]
     store.save(2, {}, config_text=to_yaml(run), write_engine=engine.save)
     inputs = feed.make_pack(feed.plan_step(0, probabilities, world_size=1).packs[0][0]).model_inputs()

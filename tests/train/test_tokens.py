@@ -93,6 +93,7 @@ def _step_on_rank(engine: Any, feed: Any, step: int) -> float:
 
 def _train_on_rank(stage: int, folder: str, lora: bool, run_dir: str) -> dict[str, Any]:
     """Some steps and a checkpoint; another step, and back to the checkpoint. Losses, weights on the way, logits of a pack."""
+    from cadtrain.checkpoint.retention import Retention
     from cadtrain.checkpoint.store import CheckpointStore
     from cadtrain.config.load import to_yaml
     from cadtrain.config.sections import RunConfig
@@ -105,10 +106,10 @@ def _train_on_rank(stage: int, folder: str, lora: bool, run_dir: str) -> dict[st
     engine.set_rates(RATES)
     losses = [_step_on_rank(engine, feed, step) for step in range(NUM_STEPS)]
     facts = {"zero_stage": stage, "precision": "fp32", "versions": {}}
-    store = CheckpointStore(Path(run_dir), place=Place.from_environment(), keep_last=1, facts=facts)
+    store = CheckpointStore(Path(run_dir), place=Place.from_environment(), retention=Retention(1), facts=facts)
     stages = ({"name": "one", "duration": 1, "modalities": PROBABILITIES},)
     run = RunConfig(model=config, data={"codec": "tokens"}, curriculum=stages)  # type: ignore[arg-type]
-    saved = store.save(NUM_STEPS, {}, config_text=to_yaml(run), write_engine=engine.save)
+    saved = store.save(NUM_STEPS, {}, config_text=to_yaml(run), write_engine=engine.save).path
     inputs = feed.make_pack(feed.plan_step(0, PROBABILITIES, world_size=1).packs[0][0]).model_inputs()
     engine._engine.eval()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ import pytest
 import torch
 
 from cadtrain.checkpoint.layout import list_steps
+from cadtrain.checkpoint.retention import Retention
+from cadtrain.checkpoint.shard_writer import ShardSink
 from cadtrain.checkpoint.store import CheckpointStore, verify
 from cadtrain.config.batch_plan import plan_batches
 from cadtrain.config.load import to_yaml
@@ -41,6 +42,8 @@ STAGES = (
 
 class FakeEngine:
     """Gives every target token the loss 0.5 and remembers what it was asked; its state is the samples that it has seen."""
+
+    shard = "mp_rank_00_model_states.pt"
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -79,14 +82,17 @@ class FakeEngine:
     def evaluate(self, pack: Pack) -> torch.Tensor:
         return torch.tensor(pack.num_targets * 0.25)
 
-    def saved_bytes(self) -> int:
+    def frozen_names(self) -> frozenset[str]:
+        return frozenset()
+
+    def saved_bytes(self, *, with_frozen: bool = True) -> int:
         return 100
 
-    def save(self, folder: Path) -> None:
-        (folder / "mp_rank_00_model_states.pt").write_text(json.dumps(self.seen))
+    def save(self, folder: Path, sink: ShardSink) -> None:
+        sink(folder / self.shard, {"seen": self.seen})
 
     def load(self, folder: Path) -> None:
-        self.seen = json.loads((folder / "mp_rank_00_model_states.pt").read_text())
+        self.seen = torch.load(folder / self.shard, weights_only=True)["seen"]
 
     def load_resharded(self, folder: Path) -> None:
         self.calls.append(("laid out anew", folder.parent.name))
@@ -142,7 +148,7 @@ class Run:
         plan = plan_batches(self.config, world_size=self.place.world_size, num_samples=self.feed.num_samples)
         self.schedule = CurriculumSchedule(self.config.curriculum, plan)
         self.store = CheckpointStore(
-            self.run_dir, place=self.place, keep_last=self.config.checkpoint.keep_last, facts=FACTS
+            self.run_dir, place=self.place, retention=Retention(self.config.checkpoint.keep_last), facts=FACTS
         )
 
     def trainer(self, state: TrainState | None = None) -> Trainer:

@@ -80,7 +80,7 @@ def test_validation_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
     shown.note("stage [b]all[/b] begins at step 5: " + "text+point " * 20)
     shown.close()
     lines = lines_of(capsys)
-    assert lines[:2] == ["validation after text: text 1.2500, text+point 1.0000 (3 s)", "validation after text: no sample fits (0 s)"]
+    assert lines[:2] == ["validation at step 4 (text): text 1.2500, text+point 1.0000 (3 s)", "validation at step 4 (text): no sample fits (0 s)"]
     assert lines[2].startswith("stage [b]all[/b] begins at step 5")
     assert len(lines) == 3, "long lines are not broken in a log"
 

@@ -17,7 +17,12 @@ class JsonlSink(NullSink):
 
     def start(self, facts: RunFacts) -> None:
         """Open the file, without the lines of steps that the resumed run will do again."""
-        drop_lines_after(self._path, facts.first_step)
+        self.rewind(facts.first_step)
+
+    def rewind(self, step: int) -> None:
+        """Take the lines after `step` away and go on behind the rest."""
+        self.close()
+        drop_lines_after(self._path, step)
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
 
     def step(self, record: StepRecord) -> None:

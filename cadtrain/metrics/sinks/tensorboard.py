@@ -17,9 +17,14 @@ class TensorBoardSink(NullSink):
 
     def start(self, facts: RunFacts) -> None:
         """Open the writer; steps that a resumed run repeats are purged from the view."""
+        self.rewind(facts.first_step)
+
+    def rewind(self, step: int) -> None:
+        """A new event file, which hides the steps after `step` of the files before."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=facts.first_step + 1 if facts.first_step else None)
+        self.close()
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)
 
     def step(self, record: StepRecord) -> None:
         """Write the step's scalars."""
