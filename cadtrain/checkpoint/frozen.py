@@ -55,19 +55,15 @@ def split_frozen(
         if found:
             taken[key] = found
             left[key] = type(held)((name, value) for name, value in held.items() if name not in found)
-    if taken.get(MODULE) and FRAGMENTS in taken:
-        del taken[FRAGMENTS]  # stage 2 repeats what `module` holds
     return left, taken
 
 
 def merge_frozen(content: dict[str, Any], taken: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
-    """The opposite of `split_frozen`; what stage 2 had twice is in `module` alone."""
+    """The opposite of `split_frozen`."""
     merged = dict(content)
     for key, found in taken.items():
         held = content.get(key) or {}
         merged[key] = type(held)({**held, **found})
-    if isinstance(merged.get(FRAGMENTS), dict) and not merged[FRAGMENTS]:
-        merged[FRAGMENTS] = None
     return merged
 
 

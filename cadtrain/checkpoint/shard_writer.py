@@ -33,6 +33,8 @@ class HashingFile:
         self._descriptor = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._hash = xxhash.xxh3_128()
         self._size = 0
+        self.error: OSError | None = None
+        """What the disk said; torch, which tries to end the file all the same, then complains of something else."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of `data`."""
@@ -40,8 +42,12 @@ class HashingFile:
         self._hash.update(view)
         self._size += len(view)
         done = 0
-        while self._descriptor is not None and done < len(view):
-            done += os.write(self._descriptor, view[done:])
+        try:
+            while self._descriptor is not None and done < len(view):
+                done += os.write(self._descriptor, view[done:])
+        except OSError as error:
+            self.error = error
+            raise
         return len(view)
 
     def flush(self) -> None:
@@ -66,6 +72,10 @@ def write_shard(path: Path | None, content: Any) -> FileRecord:
     try:
         torch.save(content, cast(IO[bytes], file))
         return file.finish()
+    except RuntimeError:
+        if file.error is not None:
+            raise file.error from None
+        raise
     finally:
         file.close()
 
