@@ -15,7 +15,6 @@ from cadtrain.distributed import Place, all_agree, first_verdict
 from cadtrain.errors import CheckpointError
 from cadtrain.train.engine import Engine
 from cadtrain.train.state import TrainState
-from cadtrain.train.trainer import RollBack
 
 
 def first_state(plan: BatchPlan, start_stage: str | None, *, codec: str) -> TrainState:
@@ -75,20 +74,3 @@ def resume_state(
     load(folder / ENGINE)
     how = f", laid out anew ({', '.join(differing)})" if differing else ""
     return state, f"resumed after step {state.step}{how}"
-
-
-def roll_back(
-    wish: RollBack, state: TrainState, store: CheckpointStore, engine: Engine, *, facts: Mapping[str, Any], codec: str
-) -> tuple[TrainState, str]:
-    """Load the newest checkpoint before the bad steps, which the state then says to pass over; the state and a word. Collective.
-
-    Raises the error that ended the steps where there is no such checkpoint.
-    """
-    found = resume_state(store, engine, facts=facts, codec=codec, before=wish.bad_steps[0] + 1)
-    if found is None:
-        raise wish.why
-    back, _ = found
-    back.passed_over = sorted({*back.passed_over, *state.passed_over, *wish.bad_steps})
-    back.rollbacks, back.order = state.rollbacks + 1, state.order
-    steps = ", ".join(str(step + 1) for step in wish.bad_steps)
-    return back, f"{wish.why.message}; back to step {back.step}, passing over the samples of step {steps}"

@@ -35,13 +35,14 @@ from cadtrain.model.build import build_model, modality_tokens
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.components import component_of, trainable_components
 from cadtrain.model.tokenizer import build_tokenizer
-from cadtrain.train.begin import first_state, resume_state, roll_back, take_weights
+from cadtrain.train.begin import first_state, resume_state, take_weights
 from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
 from cadtrain.train.interrupt import StopRequest
 from cadtrain.train.leave import watch_for
+from cadtrain.train.recover import train_to_the_end
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
-from cadtrain.train.trainer import RollBack, Trainer, TrainerParts
+from cadtrain.train.trainer import TrainerParts
 
 log = logging.getLogger(__name__)
 
@@ -153,18 +154,7 @@ def _train(
         config=config, config_text=to_yaml(config), place=place, engine=engine, schedule=schedule, feed=feeds.train,
         validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
     )  # fmt: skip
-    while True:
-        try:
-            state = Trainer(parts, state).fit()
-            break
-        except RollBack as wish:
-            state, how = roll_back(wish, state, store, engine, facts=layout, codec=written)
-            sink.rewind(state.step)
-            sink.note(how)
-            log.warning("%s", how)
-        except BaseException:
-            store.abandon()
-            raise
+    state = train_to_the_end(parts, state, facts=layout, codec=written)
     engine.close()
     return state
 

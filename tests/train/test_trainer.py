@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from cadtrain.checkpoint import shard_writer
 from cadtrain.checkpoint.layout import list_steps
 from cadtrain.checkpoint.retention import Retention
 from cadtrain.checkpoint.shard_writer import ShardSink
@@ -28,12 +29,14 @@ from cadtrain.train import trainer as trainer_module
 from cadtrain.train.begin import first_state, resume_state, take_weights
 from cadtrain.train.engine import StepResult
 from cadtrain.train.leave import LeaveWatch
+from cadtrain.train.recover import train_to_the_end
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
 from cadtrain.train.trainer import MAX_BAD_STEPS, Trainer, TrainerParts
 from tests.train.tiny import make_feed, model_config
 
 FACTS = {"zero_stage": 0, "precision": "fp32", "versions": {}}
+LAYOUT = {"world_size": 1, "zero_stage": 0}
 STAGES = (
     {"name": "text", "duration": 4, "modalities": {"text": 1}, "learning_rate": 1e-3},
     {"name": "all", "duration": 5, "modalities": {"text": 0.4, "text+point": 0.3, "text+point+image": 0.3}, "learning_rate": 1e-3},
@@ -55,6 +58,7 @@ class FakeEngine:
         self.random_numbers: list[float] = []
         self.bad_steps: dict[int, StepResult] = {}
         self.loss = 0.5
+        self.num_steps = 0
         self._samples: list[str] = []
 
     def set_learning(self, components: Iterable[Component]) -> None:
@@ -77,7 +81,8 @@ class FakeEngine:
     def step(self) -> StepResult:
         self.seen.append(self._samples)
         self._samples = []
-        return self.bad_steps.get(len(self.seen) - 1, StepResult(0.7, True))
+        self.num_steps += 1
+        return self.bad_steps.get(self.num_steps - 1, StepResult(0.7, True))
 
     def evaluate(self, pack: Pack) -> torch.Tensor:
         return torch.tensor(pack.num_targets * 0.25)
@@ -106,6 +111,7 @@ class FakeEngine:
 
 class RecordingSink(NullSink):
     def __init__(self) -> None:
+        self.rewound: list[int] = []
         self.steps: list[StepRecord] = []
         self.validations: list[ValidationRecord] = []
         self.notes: list[str] = []
@@ -119,6 +125,9 @@ class RecordingSink(NullSink):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def rewind(self, step: int) -> None:
+        self.rewound.append(step)
+
 
 @dataclass
 class Run:
@@ -126,6 +135,8 @@ class Run:
 
     run_dir: Path
     checkpoint: dict[str, Any] = field(default_factory=lambda: {"every": "3 steps", "keep_last": 10})
+    optim: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     logging: dict[str, Any] = field(default_factory=dict)
     stages: tuple[dict[str, Any], ...] = STAGES
     num_workers: int = 1
@@ -140,7 +151,8 @@ class Run:
         self.config = RunConfig.model_validate(
             {
                 "model": model.model_dump(), "curriculum": self.stages, "checkpoint": self.checkpoint, "logging": self.logging,
-                "data": {"max_sample_tokens": 160, "num_workers": self.num_workers, "validation_samples": 10},
+                "data": {"max_sample_tokens": 160, "num_workers": self.num_workers, "validation_samples": 10, **self.data},
+                "optim": self.optim,
                 "batch": {"global_batch_size": 8, "micro_batch_tokens": 160},
             }
         )  # fmt: skip
@@ -151,14 +163,20 @@ class Run:
             self.run_dir, place=self.place, retention=Retention(self.config.checkpoint.keep_last), facts=FACTS
         )
 
-    def trainer(self, state: TrainState | None = None) -> Trainer:
+    def parts(self) -> TrainerParts:
         validation = make_feed(model_config(), count=12) if self.has_validation else None
-        parts = TrainerParts(
+        return TrainerParts(
             config=self.config, config_text=to_yaml(self.config), place=self.place, engine=self.engine, schedule=self.schedule,
             feed=self.feed, validation_feed=validation, store=self.store, sink=self.sink, stop_signal=lambda: self.stop_signal(self.engine),
             leave=self.leave,
         )  # fmt: skip
-        return Trainer(parts, state or TrainState())
+
+    def trainer(self, state: TrainState | None = None) -> Trainer:
+        return Trainer(self.parts(), state or TrainState())
+
+    def to_the_end(self) -> TrainState:
+        """With roll-backs."""
+        return train_to_the_end(self.parts(), TrainState(), facts=LAYOUT, codec="compact 1")
 
     def resume(self) -> TrainState:
         """Go on from the newest checkpoint to the end."""
@@ -391,6 +409,134 @@ def test_a_loss_that_is_nan_with_weights_updated_ends_the_run_at_once(tmp_path: 
     with pytest.raises(TrainingError, match=r"step 1: loss nan.*no longer finite"):
         run.trainer().fit()
     assert list_steps(run.store.root) == [], "nothing of it is saved"
+
+
+def poison(run: Run, step: int) -> None:
+    """0-based `step` makes every weight nan, whenever it is trained; a step is known by its rates."""
+    healthy = run.engine.micro_step
+
+    def micro_step(pack: Pack, *, num_targets: int, is_last: bool) -> torch.Tensor:
+        loss = healthy(pack, num_targets=num_targets, is_last=is_last)
+        return loss * math.nan if run.engine.rates[-1] == run.schedule.rates(step) else loss
+
+    run.engine.micro_step = micro_step  # type: ignore[method-assign]
+
+
+def test_a_run_goes_back_and_passes_over_the_samples_that_broke_it(tmp_path: Path) -> None:
+    """Step 6 breaks the weights; the checkpoint of step 4 is the last before it, step 5 is done again, step 6 is left out for good."""
+    whole = Run(tmp_path / "whole")
+    whole.trainer().fit()
+    run = Run(tmp_path / "run", optim={"bad_steps": "rollback"}, checkpoint={"every": "100 steps", "keep_last": 10})
+    poison(run, 5)
+    state = run.to_the_end()
+    assert (state.step, state.passed_over, state.rollbacks) == (9, [5], 1)
+    assert run.sink.rewound == [4]
+    assert [record.step for record in run.sink.steps] == [1, 2, 3, 4, 5, 5, 7, 8, 9]
+    assert run.engine.seen == whole.engine.seen[:5] + whole.engine.seen[6:]
+    assert any("no longer finite; back to step 4, passing over the samples of step 6" in note for note in run.sink.notes)
+    assert TrainState.read(run.store.root / "step-00000009").passed_over == [5], "a resumed run passes over them, too"
+
+
+def test_going_back_has_a_bound(tmp_path: Path) -> None:
+    run = Run(tmp_path, optim={"bad_steps": "rollback", "max_rollbacks": 2}, checkpoint={"every": 1, "keep_last": 10})
+    healthy = run.engine.micro_step
+
+    def micro_step(pack: Pack, *, num_targets: int, is_last: bool) -> torch.Tensor:
+        loss = healthy(pack, num_targets=num_targets, is_last=is_last)
+        return loss * math.nan if len(run.engine.seen) == 2 else loss
+
+    run.engine.micro_step = micro_step  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="no longer finite"):
+        run.to_the_end()
+    assert run.sink.rewound == [2, 3]
+
+
+def test_without_a_checkpoint_before_it_a_broken_run_ends(tmp_path: Path) -> None:
+    run = Run(tmp_path, optim={"bad_steps": "rollback"})
+    run.engine.loss = math.nan
+    with pytest.raises(TrainingError, match="no longer finite"):
+        run.to_the_end()
+
+
+def test_ten_steps_without_a_gradient_are_passed_over_together(tmp_path: Path) -> None:
+    run = Run(tmp_path, stages=({**STAGES[0], "duration": 40},), checkpoint={"every": 5, "keep_last": 9}, optim={"bad_steps": "rollback"})
+    run.engine.bad_steps = dict.fromkeys(range(7, 17), StepResult(math.inf, False))
+    state = run.to_the_end()
+    assert (state.step, state.passed_over, run.sink.rewound) == (40, list(range(7, 17)), [5])
+
+
+def test_saves_behind_the_training_are_those_of_saves_at_once(tmp_path: Path) -> None:
+    """One at a time, whole at the run's end, and each holds the state of its own step, whatever was trained meanwhile."""
+    rules = {"every": "1 step", "keep_last": 10, "asynchronous": True}
+    at_once, behind = Run(tmp_path / "a", checkpoint={**rules, "asynchronous": False}), Run(tmp_path / "b", checkpoint=rules)
+    at_once.trainer().fit()
+    behind.trainer().fit()
+    assert list_steps(behind.store.root) == list_steps(at_once.store.root) == list(range(1, 10))
+    for step in range(1, 10):
+        folder = behind.store.root / f"step-{step:08d}"
+        assert verify(folder) == []
+        assert TrainState.read(folder).step == step
+        behind.engine.load(folder / "engine")
+        assert behind.engine.seen == at_once.engine.seen[:step]
+    assert sum("training waited" in note for note in behind.sink.notes) == 8, "the last one is saved at once"
+
+
+def test_a_save_behind_that_fails_is_told_at_the_next_meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = Run(tmp_path, checkpoint={"every": "3 steps", "keep_last": 10, "asynchronous": True})
+    monkeypatch.setattr("cadtrain.checkpoint.shard_writer.write_shard", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*while writing its shards behind the training"):
+        run.trainer().fit()
+    assert list_steps(run.store.root) == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failed_save_does_not_end_a_run_that_may_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    run = Run(tmp_path, checkpoint={"every": "3 steps", "keep_last": 10, "asynchronous": asynchronous, "on_failure": "continue"})
+    real, fails = shard_writer.write_shard, [True]
+
+    def once_full(path: Path, content: Any) -> Any:
+        if fails:
+            fails.pop()
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(shard_writer, "write_shard", once_full)
+    run.trainer().fit()
+    assert list_steps(run.store.root) == [4, 6, 9]
+    assert sum("the run goes on" in note for note in run.sink.notes) == 1
+    assert not list(run.store.root.glob("*.tmp")), "what was begun gives its room back"
+
+
+def test_the_last_checkpoint_of_a_run_must_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, checkpoint={"every": "100 steps", "on_failure": "continue"}, stages=STAGES[:1])
+
+    def full(path: Path, content: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer, "write_shard", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        run.trainer().fit()
+
+
+def test_validation_inside_a_stage_and_the_best_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, has_validation=True, data={"validate_every": "2 steps"})
+    run.trainer().fit()
+    assert [record.step for record in run.sink.validations] == [2, 4, 6, 8, 9]
+    assert run.store.scores.read() == {step: pytest.approx(0.25) for step in (2, 4, 6, 8, 9)}
+
+
+def test_a_run_stopped_between_save_and_validation_validates_when_it_goes_on(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"has_validation": True, "data": {"validate_every": "2 steps"}}
+    with pytest.raises(Interrupted):
+        Run(tmp_path, stop_signal=lambda engine: 15 if len(engine.seen) == 6 else 0, **options).trainer().fit()
+    resumed = Run(tmp_path, **options)
+    resumed.resume()
+    assert [record.step for record in resumed.sink.validations] == [6, 8, 9]
 
 
 def test_validation_at_every_stages_end_with_each_set_alone(tmp_path: Path) -> None:
