@@ -20,6 +20,7 @@ from cadtrain.cli.options import (
 
 if TYPE_CHECKING:
     from cadtrain.config.sections import RunConfig
+    from cadtrain.launch.hang import HangLimit
     from cadtrain.launch.planning import LaunchPlan
     from cadtrain.launch.supervise import LaunchOutcome
 
@@ -37,7 +38,13 @@ class ZeroChoice(StrEnum):
 def launch(
     config: ConfigArgument = None,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="Number of ranks. Default: every visible GPU.")
+        str | None,
+        typer.Option(
+            "--gpus",
+            metavar="N|LIST",
+            help="Number of ranks, or GPUs by index or UUID, e.g. `0,2,3`. Default: every visible GPU.",
+            show_default=False,
+        ),
     ] = None,
     zero: Annotated[
         ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits.")
@@ -53,6 +60,25 @@ def launch(
     time_limit: TimeLimitOption = None,
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            min=0,
+            metavar="N",
+            help="Start a failed run again from its last checkpoint, N times at most.",
+        ),
+    ] = 0,
+    hang_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--hang-timeout",
+            metavar="TIME",
+            help="End a run in which no rank moves for this long; `off` waits for ever. Default: 10 times the longest "
+            "step, at least 5m; 45m while loading or saving.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be started; start and write nothing.")
     ] = False,
@@ -68,30 +94,55 @@ def launch(
 
       cadtrain launch configs/demo.yaml --set batch.global_batch_size=32 --dry-run
 
-      cadtrain launch --run-dir runs/demo-20250101-120000 --resume
+      cadtrain launch --run-dir runs/demo-20250101-120000 --resume --max-restarts 3
     """
+    from cadtrain.launch.devices import parse_gpus
     from cadtrain.launch.planning import LaunchRequest, plan_launch
+    from cadtrain.launch.restart import RestartPolicy
     from cadtrain.launch.start import start
     from cadtrain.ui.console import err, print_json
     from cadtrain.ui.launch import plan_table
 
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
     request = LaunchRequest(
-        config=config, gpus=gpus, zero=zero.value if zero else None, offload=offload, overrides=settings,
+        config=config, gpus=parse_gpus(gpus), zero=zero.value if zero else None, offload=offload, overrides=settings,
         run_dir=run_dir, resume=resume,
     )  # fmt: skip
+    hang = hang_limit(hang_timeout)
     plan = plan_launch(request)
     if dry_run:
         _show_dry_run(plan, as_json=as_json)
         return
     err().print(plan_table(plan))
     make_demo_parts(plan.config)
-    outcome = start(plan, announce=lambda text: err().print(text, markup=False), stdout=2 if as_json else None)
+    outcome = start(
+        plan,
+        announce=lambda text: err().print(text, markup=False),
+        hang=hang,
+        restarts=RestartPolicy(max_restarts),
+        stdout=2 if as_json else None,
+    )
     _show_outcome(plan, outcome)
     if as_json:
         print_json(_outcome_json(plan, outcome))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def hang_limit(text: str | None) -> HangLimit:
+    """`--hang-timeout`; raises `UsageError`."""
+    from cadtrain.errors import UsageError
+    from cadtrain.launch.hang import HangLimit
+    from cadtrain.units import parse_seconds
+
+    if text is None:
+        return HangLimit()
+    if text.strip() in ("off", "0"):
+        return HangLimit(0.0)
+    try:
+        return HangLimit(parse_seconds(text))
+    except ValueError as error:
+        raise UsageError(f"{error}.", where="--hang-timeout", hint="Or `off`.") from error
 
 
 def make_demo_parts(config: RunConfig) -> None:
@@ -126,15 +177,22 @@ def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
 
     took = format_seconds(outcome.seconds)
     if outcome.failure is not None:
-        err().print(failure_panel(outcome.failure, title=f"failed after {took}"))
+        err().print(
+            failure_panel(outcome.failure, outcome.explanation, title=f"failed after {took}{_restarts(outcome)}")
+        )
     elif outcome.signal_number is not None:
         err().print(f"Stopped after {took}. To go on: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False)
     else:
-        err().print(f"Done in {took}: {plan.run_dir}", markup=False)
+        err().print(f"Done in {took}{_restarts(outcome)}: {plan.run_dir}", markup=False)
+
+
+def _restarts(outcome: LaunchOutcome) -> str:
+    count = outcome.num_restarts
+    return "" if not count else f" and {count} restart{'s' if count > 1 else ''}"
 
 
 def _outcome_json(plan: LaunchPlan, outcome: LaunchOutcome) -> dict[str, Any]:
-    failure = outcome.failure
+    failure, explanation = outcome.failure, outcome.explanation
     return {
         "run_dir": str(plan.run_dir),
         "exit_code": outcome.exit_code,
@@ -142,7 +200,17 @@ def _outcome_json(plan: LaunchPlan, outcome: LaunchOutcome) -> dict[str, Any]:
         "signal": outcome.signal_number,
         "num_ranks": plan.devices.num_ranks,
         "zero_stage": plan.zero.stage,
+        "num_restarts": outcome.num_restarts,
         "failure": None
         if failure is None
-        else {"rank": failure.rank, "type": failure.type, "message": failure.message, "exit_code": failure.exit_code},
+        else {
+            "rank": failure.rank,
+            "type": failure.type,
+            "message": failure.message,
+            "exit_code": failure.exit_code,
+            "kind": explanation.kind if explanation else None,
+            "reason": explanation.reason if explanation else "",
+            "remedies": list(explanation.remedies) if explanation else [],
+            "stood_at": failure.stood_at,
+        },
     }

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from cadtrain.checkpoint.layout import CHECKPOINTS, STATE, checkpoint_name, list_steps
 from cadtrain.errors import UsageError
-from cadtrain.launch.devices import RankDevices, choose_devices, find_gpus
+from cadtrain.launch.devices import GpuRequest, RankDevices, choose_devices, find_gpus
 from cadtrain.launch.environment import environment_changes
-from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, check_run_dir, default_run_dir
+from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, LOGS_NAME, check_run_dir, default_run_dir
 from cadtrain.plan.memory import StageChoice, choose_stage
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LaunchRequest:
     """What was asked for on the command line; None where nothing was."""
 
     config: str | None = None
-    gpus: int | None = None
+    gpus: GpuRequest = None
     zero: str | None = None
     offload: bool = False
     overrides: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def plan_launch(
         run_dir=run_dir,
         resume=request.resume,
         argv=tuple(launcher_argv(devices, run_dir, port=free_port(), resume=request.resume, worker=worker)),
-        environment=environment_changes(devices, environ),
+        environment=environment_changes(devices, environ, logs=run_dir / LOGS_NAME),
     )
 
 

@@ -26,6 +26,7 @@ from cadtrain.data.shards import PartDataset
 from cadtrain.data.synth.make import demo_dataset
 from cadtrain.distributed import Place, barrier
 from cadtrain.errors import DataError, Interrupted
+from cadtrain.heartbeat import Heartbeat
 from cadtrain.metrics.record import CompositeSink, MetricSink, NullSink, RunFacts
 from cadtrain.metrics.sinks.jsonl import JsonlSink
 from cadtrain.metrics.sinks.tensorboard import TensorBoardSink
@@ -41,6 +42,7 @@ from cadtrain.train.leave import watch_for
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
 from cadtrain.train.trainer import Trainer, TrainerParts
+from cadtrain.train.watched import WatchedEngine, tell_modules
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +65,26 @@ def run(
     resume: bool,
     console: MetricSink | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
+    heartbeat: Heartbeat | None = None,
 ) -> TrainState:
     """Train `config` in `run_dir` to its end and return the final state. Every rank of the run calls it.
 
     `run_dir` exists and holds the run's `config.yaml`; the ZeRO stage is a number. `console` is used on rank 0 alone.
     Raises `CadtrainError` of every kind, `Interrupted` after the state was saved. `on_failure` is told of an error at once:
     leaving the process group may wait for peers that wait for this rank, so a failed rank does not leave it in order.
+    `heartbeat` gets this rank's signs of life.
     """
     # Parts are made before the process group is up: waiting for them must not run into a collective's time limit.
     place = Place.from_environment()
+    heartbeat = heartbeat or Heartbeat(None)
+    heartbeat.phase("opening the data")
     path = config.data.path or demo_dataset(config.data.synth)
     with StopRequest() as stop:
+        heartbeat.phase("joining the process group")
         device = init_process_group()
         sink = _sinks(config, run_dir, place, console)
         try:
-            state = _train(config, run_dir, path, place, device, sink, stop, resume=resume)
+            state = _train(config, run_dir, path, place, device, sink, stop, heartbeat, resume=resume)
         except BaseException as error:
             on_failure(error)
             if isinstance(error, Interrupted) or place.world_size == 1:
@@ -97,9 +104,11 @@ def _train(
     device: torch.device,
     sink: MetricSink,
     stop: StopRequest,
+    heartbeat: Heartbeat,
     *,
     resume: bool,
 ) -> TrainState:
+    heartbeat.phase("opening the data")
     precision = resolve_precision(config, device)
     tokenizer = build_tokenizer(config.model.language, added_vocabulary(config.data.codec))
     feeds = open_feeds(config, path, tokenizer)
@@ -107,6 +116,7 @@ def _train(
     build = partial(
         build_model, config.model, tokenizer=tokenizer, codec=codec.name, codec_version=codec.version, seed=config.seed
     )
+    heartbeat.phase("building the model")
     with torch.device("meta"):
         shapes = build(dtype=PRECISIONS[precision], device="meta")
     plan = plan_batches(config, world_size=place.world_size, num_samples=feeds.train.num_samples)
@@ -118,6 +128,7 @@ def _train(
     sharding = ZeroSharding(deepspeed_config) if config.zero.stage == 3 else None
     model = build(dtype=PRECISIONS[precision], device=device, sharding=sharding)
     lines = describe(config, shapes, feeds, plan, precision, place)
+    heartbeat.phase("starting the engine")
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
     facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
     store = CheckpointStore(
@@ -125,6 +136,7 @@ def _train(
     )
     store.clean_unfinished()
     barrier()
+    heartbeat.phase("reading a checkpoint" if resume else "starting")
     written = f"{codec.name} {codec.version}"
     resumed = (
         resume_state(store, engine, facts={"world_size": place.world_size, **facts}, codec=written) if resume else None
@@ -151,11 +163,14 @@ def _train(
         saved_bytes=engine.saved_bytes(),
         is_main=place.is_main,
     )
+    tell_modules(model, heartbeat)
+    watched = WatchedEngine(engine, heartbeat, first_step=state.step)
     parts = TrainerParts(
-        config=config, config_text=to_yaml(config), place=place, engine=engine, schedule=schedule, feed=feeds.train,
+        config=config, config_text=to_yaml(config), place=place, engine=watched, schedule=schedule, feed=feeds.train,
         validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
     )  # fmt: skip
     Trainer(parts, state).fit()
+    heartbeat.phase("leaving")
     engine.close()
     return state
 
