@@ -138,14 +138,15 @@ def _memory_remedies(config: RunConfig, num_ranks: int) -> list[str]:
 
 
 def _host_memory(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Explanation:
-    limit = f" of {format_bytes(evidence.memory_limit)}" if evidence.memory_limit else ""
+    limit = f" (this job may use {format_bytes(evidence.memory_limit)})" if evidence.memory_limit else ""
     if evidence.killed_gib:
         pid, size = next(iter(evidence.killed_gib.items()))
-        reason = f"the kernel killed process {pid}, which held {size:.1f} GiB, because the job's memory{limit} was used up."
+        reason = f"the kernel killed process {pid}, which held {size:.1f} GiB, because memory was used up{limit}."
     elif failure.type == "SIGKILL":
-        reason = f"the kernel killed {evidence.memory_kills} processes for memory: the job's{limit} was used up."
+        count = evidence.memory_kills or 0
+        reason = f"the kernel killed {count} process{'es' if count > 1 else ''} because memory was used up{limit}."
     else:
-        reason = f"the host gave no more memory (the job's limit{limit})." if limit else "the host gave no more memory."
+        reason = f"the host gave no more memory{limit}."
     zero, workers = plan.config.zero, plan.config.data.num_workers
     remedies = ["ask the scheduler or the container for more memory (sbatch --mem=…, docker --memory=…)"]
     if zero.offload_optimizer or zero.offload_parameters:

@@ -161,7 +161,7 @@ class _Supervisor:
             if not self.failed and not self.received and self.hang_watch.is_hung(self.ranks):
                 self._note_hang()
                 return
-            self.exit_events.wait(POLL_SECONDS)
+            self.exit_events.wait(POLL_SECONDS if len(self.ranks) == self.num_ranks else POLL_SECONDS / 5)
         self._note_exits()
         # A rank that is killed makes the launcher exit with a code; it is killed itself only from outside.
         if status < 0 and not self.received:
@@ -182,8 +182,14 @@ class _Supervisor:
         if len(self.ranks) == self.num_ranks:
             return
         with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(launcher).children():
-                if (rank := _rank_of(child)) is not None and rank not in self.ranks:
+            children = sorted(psutil.Process(launcher).children(), key=lambda child: (child.create_time(), child.pid))
+            known = {rank: child for child in children if (rank := _rank_of(child)) is not None}
+            if len(known) < len(children) == self.num_ranks:
+                # One that ended at once shows no environment any more; the launcher starts ranks in order.
+                first = min((rank - children.index(child) for rank, child in known.items()), default=0)
+                known = {first + number: child for number, child in enumerate(children)}
+            for rank, child in known.items():
+                if rank not in self.ranks:
                     self.ranks[rank] = child
                     self.exit_events.add(child.pid)
 

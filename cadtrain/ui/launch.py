@@ -79,7 +79,7 @@ def _failure_text(failure: RankFailure, explanation: Explanation | None) -> Text
         text.append(f"\n\n{explanation.reason}", style="bold")
     for remedy in explanation.remedies if explanation is not None else ():
         text.append(f"\n→ {remedy}", style="cyan")
-    if failure.stood_at and failure.type != HANG:
+    if failure.stood_at and failure.type != HANG and not failure.is_expected:
         text.append(f"\n\nwhere rank {failure.rank} stood: {failure.stood_at}", style="dim")
     if failure.traceback and not failure.is_expected:
         text.append(f"\n\n{_end_of(failure.traceback, TRACEBACK_LINES)}", style="dim")
