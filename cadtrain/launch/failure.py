@@ -136,7 +136,9 @@ def _from_exit(logs: Path, rank: int, status: int) -> RankFailure:
 def launcher_killed(number: int) -> RankFailure:
     """The failure of a launch whose DeepSpeed launcher was ended by the signal `number` from outside."""
     name = signal.Signals(number).name
-    return RankFailure(-1, name, f"DeepSpeed's launcher was killed ({name}); its ranks were ended with it.", 128 + number)
+    return RankFailure(
+        -1, name, f"DeepSpeed's launcher was killed ({name}); its ranks were ended with it.", 128 + number
+    )
 
 
 def with_place(logs: Path, failure: RankFailure) -> RankFailure:

@@ -79,8 +79,9 @@ class HangWatch:
         lines = [f"no rank has moved for {format_seconds(self.still_seconds)}."]
         for rank, beat in sorted(self._seen.items()):
             where = beat.where() if beat is not None else "gave no sign yet"
-            mark = "  <- lags" if rank in suspects else ""
-            lines.append(f"rank {rank}: {where}{places[rank].describe()}{mark}")
+            is_silent = not places[rank].is_known and any(place.is_known for place in places.values())
+            stack = "; gave no stack: stopped, or stuck in a driver" if is_silent else places[rank].describe()
+            lines.append(f"rank {rank}: {where}{stack}{'  <- lags' if rank in suspects else ''}")
         return min(suspects, default=-1), "\n".join(lines)
 
 
@@ -102,11 +103,11 @@ class Place:
 
 
 def lagging(beats: Mapping[int, Beat | None], places: Mapping[int, Place]) -> set[int]:
-    """Ranks that keep the others waiting: those that are in no collective while others are; else those with fewer signs."""
+    """Ranks that keep the others waiting: those that are in no collective, or gave no stacks (stopped, stuck in a driver),
+    while others are in one; else those with fewer signs."""
     waiting = {rank for rank, place in places.items() if place.collective}
-    elsewhere = {rank for rank, place in places.items() if place.is_known and not place.collective}
-    if waiting and elsewhere:
-        return elsewhere
+    if waiting and len(waiting) < len(places):
+        return set(places) - waiting
     marks = {rank: beat.marks if beat is not None else 0 for rank, beat in beats.items()}
     most = max(marks.values(), default=0)
     return {rank for rank, count in marks.items() if count < most}

@@ -245,7 +245,10 @@ def _crash(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Explan
     return Explanation(
         Kind.CRASH,
         "native code failed; Python could not say more.",
-        (f"where it was: {stem}.stacks.txt, and what it wrote: {stem}.native.txt", "check the machine: cadtrain doctor"),
+        (
+            f"where it was: {stem}.stacks.txt, and what it wrote: {stem}.native.txt",
+            "check the machine: cadtrain doctor",
+        ),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cadtrain.launch.environment import environment_record
 from cadtrain.launch.evidence import Witness
@@ -112,7 +111,7 @@ class _Starts:
         self.announce(
             f"{who} failed ({explanation.kind}): {first_line(failure.message)}\n"
             f"Restart {number} of {self.policy.max_restarts} in {format_seconds(wait)}, going on {where}; "
-            f"what was left: {_relative(kept)}"
+            f"what was left: {kept}"
         )
         record_restart(
             self.plan.run_dir, restart=number, of=self.policy.max_restarts, kind=str(explanation.kind), rank=failure.rank,
@@ -125,7 +124,3 @@ class _Starts:
 def first_line(text: str) -> str:
     """The first line of a message, for one line of talk."""
     return text.split("\n", 1)[0]
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path)

@@ -220,3 +220,66 @@ def test_what_native_code_wrote_explains_its_end(launches: list[Launch], tmp_pat
     assert (outcome["failure"]["kind"], outcome["failure"]["rank"]) == ("collective time-out", 1)
     assert "in _ALLGATHER_BASE for 1800 s" in outcome["failure"]["reason"]
     assert "Fatal Python error" in (launch.run / "logs" / "rank_01.stacks.txt").read_text()
+
+
+SHORT = [
+    f"--set=curriculum.{number}.{name}" for number, name in [(0, "duration=40"), (1, "duration=3"), (2, "duration=3"), (0, "warmup=1"), (1, "warmup=1"), (2, "warmup=1")]
+]  # fmt: skip
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], Path]]]:
+    """The demo, shortened, through the command line."""
+    processes = []
+
+    def begin(*options: str) -> tuple[subprocess.Popen[str], Path]:
+        run = tmp_path / "demo"
+        command = [sys.executable, "-m", "cadtrain", "launch", "--gpus", "2", "--run-dir", str(run), "--json", *SHORT, "--set=checkpoint.every=10"]
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160"}
+        processes.append(
+            subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )  # fmt: skip
+        return processes[-1], run
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def rank_of(run: Path, number: int) -> psutil.Process:
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        is_rank = str(run) in words and "train" in words and not {"launch", "deepspeed.launcher.launch"} & set(words)
+        if is_rank and process.environ().get("RANK") == str(number):
+            return process
+    raise AssertionError(f"rank {number} does not run")
+
+
+def test_a_training_run_survives_the_kill_of_a_rank(training: Callable[..., tuple[subprocess.Popen[str], Path]]) -> None:
+    process, run = training("--max-restarts", "2")
+    wait_until(lambda: (run / "checkpoints" / "step-00000010").is_dir() or process.poll() is not None)
+    mark = rank_of(run, 1).environ()[MARK_VARIABLE]
+    rank_of(run, 1).kill()
+    stdout, said = process.communicate(timeout=2 * LIMIT)
+    assert process.returncode == 0, said
+    assert json.loads(stdout)["num_restarts"] == 1
+    assert "resumed after step" in said
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "validation" not in line]
+    assert steps == list(range(1, 47)), "every step stands once"
+    assert_nothing_is_left(mark)
+
+
+def test_a_training_run_that_hangs_says_where(training: Callable[..., tuple[subprocess.Popen[str], Path]]) -> None:
+    process, run = training("--hang-timeout", "40s")
+    wait_until(lambda: (run / "checkpoints" / "step-00000010").is_dir() or process.poll() is not None)
+    stopped = rank_of(run, 1)
+    mark = stopped.environ()[MARK_VARIABLE]
+    stopped.suspend()
+    stdout, said = process.communicate(timeout=2 * LIMIT)
+    failure = json.loads(stdout)["failure"]
+    assert (process.returncode, failure["kind"], failure["rank"]) == (4, "hang", 1), said
+    assert "gave no stack: stopped, or stuck in a driver  <- lags" in failure["message"]
+    assert "rank 0: training, step" in failure["message"]
+    assert "; waits in " in failure["message"]
+    assert_nothing_is_left(mark)

@@ -81,6 +81,7 @@ def test_no_ranks_no_hang(tmp_path: Path) -> None:
 def test_who_lags() -> None:
     waits, elsewhere, unknown = Place("all_reduce", "c", "t", True), Place("", "c", "t", True), Place()
     assert lagging({0: beat(0), 1: beat(1)}, {0: waits, 1: elsewhere}) == {1}
+    assert lagging({0: beat(0), 1: beat(1)}, {0: waits, 1: unknown}) == {1}, "a stopped process writes no stacks"
     assert lagging({0: beat(0, 8), 1: beat(1, 9)}, {0: waits, 1: waits}) == {0}
     assert lagging({0: beat(0), 1: beat(1)}, {0: waits, 1: waits}) == set()
     assert lagging({0: beat(0), 1: None}, {0: unknown, 1: unknown}) == {1}
