@@ -79,6 +79,9 @@ def launch(
             show_default=False,
         ),
     ] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Look at the machine first, as `cadtrain doctor` does.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be started; start and write nothing.")
     ] = False,
@@ -114,6 +117,8 @@ def launch(
         _show_dry_run(plan, as_json=as_json)
         return
     err().print(plan_table(plan))
+    if preflight:
+        look_first(plan)
     make_demo_parts(plan.config)
     outcome = start(
         plan,
@@ -127,6 +132,24 @@ def launch(
         print_json(_outcome_json(plan, outcome))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def look_first(plan: LaunchPlan) -> None:
+    """Show what is wrong with this machine; raises `EnvironmentFault` where the run cannot work on it."""
+    from cadtrain.doctor.finding import Verdict
+    from cadtrain.doctor.preflight import preflight
+    from cadtrain.errors import EnvironmentFault
+    from cadtrain.ui.console import err
+    from cadtrain.ui.doctor import warnings_view
+
+    report = preflight(plan)
+    if report.of(Verdict.WARN):
+        err().print(warnings_view(report))
+    if failed := report.of(Verdict.FAIL):
+        raise EnvironmentFault(
+            "\n".join(f"{finding.name}: {finding.evidence}. {finding.remedy}" for finding in failed),
+            hint="`cadtrain doctor` looks closer; --no-preflight starts all the same.",
+        )
 
 
 def hang_limit(text: str | None) -> HangLimit:

@@ -35,13 +35,13 @@ class Witness:
     def __init__(self, run_dir: Path, *, cgroups: Path = CGROUPS, proc: Path = Path("/proc")) -> None:
         self._run_dir, self._cgroups, self._proc = run_dir, cgroups, proc
         self._kills = self._count_kills()
-        self._log_lines = set(_kernel_log())
+        self._log_lines = set(kernel_log("Killed process"))
 
     def evidence(self, pids: Iterable[int] = ()) -> Evidence:
         """What has happened since; `pids` are the processes of interest in the kernel's log."""
         now, wanted = self._count_kills(), set(pids)
         named: dict[int, float] = {}
-        for line in _kernel_log():
+        for line in kernel_log("Killed process"):
             match = _KILLED.search(line) if line not in self._log_lines else None
             if match is not None and int(match[1]) in wanted:
                 named[int(match[1])] = int(match[2]) / 2**20
@@ -91,8 +91,8 @@ def _counter(path: Path, name: str) -> list[int]:
     return [int(row[1]) for row in rows if len(row) == 2 and row[0] == name and row[1].isdecimal()]
 
 
-def _kernel_log() -> Iterator[str]:
-    """The kernel's lines about killed processes; none where this user may not read them."""
+def kernel_log(words: str) -> Iterator[str]:
+    """The lines of the kernel's log that hold `words`; none where this user may not read it."""
     try:
         descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -105,7 +105,7 @@ def _kernel_log() -> Iterator[str]:
                 continue
             if not line:
                 return
-            if "Killed process" in line:
+            if words in line:
                 yield line
     except OSError:  # nothing left, or not readable after all
         return

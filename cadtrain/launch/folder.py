@@ -18,6 +18,7 @@ from cadtrain.errors import EnvironmentFault, UsageError
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
 LOGS_NAME = "logs"
+LOCK_NAME = ".launch.lock"
 
 
 def default_run_dir(name: str, now: datetime.datetime | None = None) -> Path:
@@ -82,7 +83,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     The lock goes with the process, so a killed launcher leaves none behind. On a file system without locks
     nothing is held.
     """
-    with open(run_dir / ".launch.lock", "w", encoding="utf-8") as file:
+    with open(run_dir / LOCK_NAME, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -114,7 +114,7 @@ def test_a_collective_names_operation_time_and_place(plan: LaunchPlan) -> None:
 
 
 def test_counters_of_control_groups_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence_module, "_kernel_log", lambda: iter(kernel))
+    monkeypatch.setattr(evidence_module, "kernel_log", lambda words: iter(kernel))
     kernel = ["Killed process 5 (python) total-vm:1kB, anon-rss:1048576kB"]
     group, proc = tmp_path / "cgroup" / "job", tmp_path / "proc"
     group.mkdir(parents=True)
