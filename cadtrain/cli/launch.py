@@ -79,6 +79,39 @@ def launch(
             show_default=False,
         ),
     ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(
+            "--hostfile", metavar="FILE", help="Run on the hosts in FILE (`host slots=N` a line).", show_default=False
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, metavar="N", help="Run on N hosts of this SLURM job.", show_default=False),
+    ] = None,
+    ssh_command: Annotated[
+        str | None,
+        typer.Option(
+            "--ssh-command",
+            metavar="TEMPLATE",
+            help="How to run a command on a host. Default: `ssh {host} {command}`, or srun with --nodes.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=1,
+            max=65535,
+            help="Port over which several hosts meet. Default: a free one.",
+            show_default=False,
+        ),
+    ] = None,
+    sbatch: Annotated[
+        bool,
+        typer.Option("--sbatch", help="Print a SLURM script for this run; start nothing. --gpus are those of a node."),
+    ] = False,
     preflight: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Look at the machine first, as `cadtrain doctor` does.")
     ] = True,
@@ -90,6 +123,7 @@ def launch(
     """Plan a run, start its ranks through the DeepSpeed launcher, and look after them.
 
     Without a GPU the ranks run on the CPU over gloo. Ctrl-C (or SIGTERM) lets them save and leave; a second one kills them.
+    Several hosts need the run folder under the same path.
 
     Examples:
 
@@ -98,7 +132,12 @@ def launch(
       cadtrain launch configs/demo.yaml --set batch.global_batch_size=32 --dry-run
 
       cadtrain launch --run-dir runs/demo-20250101-120000 --resume --max-restarts 3
+
+      cadtrain launch my_run.yaml --hostfile hosts --run-dir /shared/my_run
+
+      cadtrain launch my_run.yaml --nodes 2 --gpus 4 --time-limit 12h --run-dir /shared/my_run --sbatch > job.sh
     """
+    from cadtrain.cli.hosts import choose_hosts, print_sbatch
     from cadtrain.launch.devices import parse_gpus
     from cadtrain.launch.planning import LaunchRequest, plan_launch
     from cadtrain.launch.restart import RestartPolicy
@@ -106,10 +145,18 @@ def launch(
     from cadtrain.ui.console import err, print_json
     from cadtrain.ui.launch import plan_table
 
+    if sbatch:
+        wishes = as_overrides(overrides, init_from=init_from, start_stage=start_stage)
+        words = [f"--zero={zero.value}"] if zero else []
+        words += (["--offload"] if offload else []) + ([f"--max-restarts={max_restarts}"] if max_restarts else [])
+        words += [f"--hang-timeout={hang_timeout}"] if hang_timeout else []
+        print_sbatch(config, wishes, words, run_dir, nodes=nodes or 1, gpus=gpus, time_limit=time_limit)
+        return
+    hosts, shell = choose_hosts(hostfile, nodes, gpus, ssh_command)
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
     request = LaunchRequest(
-        config=config, gpus=parse_gpus(gpus), zero=zero.value if zero else None, offload=offload, overrides=settings,
-        run_dir=run_dir, resume=resume,
+        config=config, gpus=None if hosts else parse_gpus(gpus), zero=zero.value if zero else None, offload=offload,
+        overrides=settings, run_dir=run_dir, resume=resume, hosts=hosts, shell=shell, port=port,
     )  # fmt: skip
     hang = hang_limit(hang_timeout)
     plan = plan_launch(request)
@@ -188,9 +235,12 @@ def _show_dry_run(plan: LaunchPlan, *, as_json: bool) -> None:
         print_json(plan.as_json())
         return
     err().print(plan_table(plan))
-    for name, value in sorted(plan.environment.items()):
+    for name, value in sorted(plan.environment.items()) if plan.argv else ():
         print_text(f"{name}={shlex.quote(value)} \\")
-    print_text(shlex.join(plan.argv))
+    for _, command in plan.host_commands():
+        print_text(shlex.join(command))
+    if plan.argv:
+        print_text(shlex.join(plan.argv))
 
 
 def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:

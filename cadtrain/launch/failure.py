@@ -147,6 +147,11 @@ def with_place(logs: Path, failure: RankFailure) -> RankFailure:
     return failure if beat is None else dataclasses.replace(failure, stood_at=beat.where())
 
 
+def with_log(logs: Path, failure: RankFailure) -> RankFailure:
+    """`failure` with its rank's log, where there is one."""
+    return dataclasses.replace(failure, log_path=_log_path(logs, failure.rank)) if failure.rank >= 0 else failure
+
+
 def _with_surroundings(logs: Path, failure: RankFailure, *, tail: bool = False) -> RankFailure:
     """`failure` with its rank's log, what native libraries wrote, and where it stood."""
     if failure.rank < 0:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HANG = "Hang"
 """`RankFailure.type` of a run that no longer moved."""
+LOST_HOST = "RemoteShell"
+"""`RankFailure.type` of a host whose remote shell ended."""
 
 
 class Kind(StrEnum):
@@ -31,6 +33,7 @@ class Kind(StrEnum):
     PORT_TAKEN = "port taken"
     COLLECTIVE = "collective time-out"
     LOST_PEER = "lost rank"
+    LOST_HOST = "lost host"
     HANG = "hang"
     KILLED = "killed"
     CRASH = "crash"
@@ -43,7 +46,7 @@ class Kind(StrEnum):
 
 
 ALWAYS_WORTH_A_RESTART = frozenset(
-    {Kind.HANG, Kind.COLLECTIVE, Kind.LOST_PEER, Kind.KILLED, Kind.CRASH, Kind.PORT_TAKEN}
+    {Kind.HANG, Kind.COLLECTIVE, Kind.LOST_PEER, Kind.LOST_HOST, Kind.KILLED, Kind.CRASH, Kind.PORT_TAKEN}
 )
 WORTH_A_RESTART_AFTER_PROGRESS = frozenset({Kind.GPU_MEMORY, Kind.HOST_MEMORY, Kind.SHARED_MEMORY, Kind.ERROR})
 
@@ -73,6 +76,8 @@ def classify(failure: RankFailure, evidence: Evidence) -> Kind:
     """What kind of failure it is, from its own words, the end of what native code wrote, and the machine's counters."""
     if failure.type == HANG:
         return Kind.HANG
+    if failure.type == LOST_HOST:
+        return Kind.LOST_HOST
     if failure.exit_code in (2, 3):
         return Kind.SETTINGS
     text = f"{failure.type}: {failure.message}"
@@ -184,7 +189,7 @@ def _disk_full(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Ex
 
 def _port_taken(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Explanation:
     match = re.search(r"--master_port=(\d+)", " ".join(plan.argv))
-    port = f"port {match[1]}" if match else "the port"
+    port = f"port {match[1]}" if match else f"port {plan.cluster.master_port}" if plan.cluster else "the port"
     return Explanation(
         Kind.PORT_TAKEN,
         f"another process took {port} between its choice and rank 0's start.",
@@ -216,6 +221,17 @@ def _lost_peer(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Ex
         Kind.LOST_PEER,
         f"rank {failure.rank} lost the connection to another rank, which had ended without leaving word.",
         (f"see the end of every log: tail -n 5 {plan.run_dir}/logs/rank_*.log",),
+    )
+
+
+def _lost_host(failure: RankFailure, evidence: Evidence, plan: LaunchPlan) -> Explanation:
+    return Explanation(
+        Kind.LOST_HOST,
+        "the connection broke, the host went down, or nothing could be started there; the other hosts were stopped.",
+        (
+            "see that each host runs a command without asking for a password: cadtrain doctor --hostfile FILE",
+            f"go on from the last checkpoint: --run-dir {plan.run_dir} --resume",
+        ),
     )
 
 
@@ -260,6 +276,7 @@ _TELLERS: dict[Kind, Callable[[RankFailure, Evidence, LaunchPlan], Explanation]]
     Kind.PORT_TAKEN: _port_taken,
     Kind.COLLECTIVE: _collective,
     Kind.LOST_PEER: _lost_peer,
+    Kind.LOST_HOST: _lost_host,
     Kind.HANG: _hang,
     Kind.KILLED: _killed,
     Kind.CRASH: _crash,

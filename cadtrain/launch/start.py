@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+from cadtrain.launch.cluster import supervise_cluster
 from cadtrain.launch.environment import environment_record
 from cadtrain.launch.evidence import Witness
 from cadtrain.launch.folder import LOGS_NAME, hold, prepare_run_dir
@@ -65,7 +66,7 @@ class _Starts:
     def run(self) -> LaunchOutcome:
         number, argv, before = 0, self.plan.argv, newest_step(self.plan.run_dir)
         while True:
-            outcome = dataclasses.replace(self._one(argv), num_restarts=number)
+            outcome = dataclasses.replace(self._one(argv, is_first=number == 0), num_restarts=number)
             self.seconds += outcome.seconds
             outcome = dataclasses.replace(outcome, seconds=self.seconds)
             if outcome.failure is None or not self.policy.max_restarts:
@@ -77,18 +78,31 @@ class _Starts:
             number, before = number + 1, after
             if (asked := self._wait(outcome, number, after)) is not None:
                 return LaunchOutcome(128 + asked, None, asked, self.seconds, num_restarts=number - 1)
-            argv = argv_to_resume(self.plan.argv, free_port())
+            if self.plan.cluster is None:
+                argv = argv_to_resume(self.plan.argv, free_port())
 
-    def _one(self, argv: tuple[str, ...]) -> LaunchOutcome:
+    def _one(self, argv: tuple[str, ...], *, is_first: bool) -> LaunchOutcome:
         plan = self.plan
         witness = Witness(plan.run_dir)
-        outcome = supervise(
-            argv, self.environment, plan.run_dir / LOGS_NAME, plan.devices.num_ranks, grace=self.grace, hang=self.hang,
-            announce=self.announce, stdout=self.stdout,
-        )  # fmt: skip
+        if plan.cluster is not None:
+            cluster = plan.cluster if is_first else dataclasses.replace(plan.cluster, master_port=self.next_port())
+            outcome = supervise_cluster(
+                cluster, plan.run_dir, launch_time(), resume=plan.resume or not is_first, grace=self.grace, hang=self.hang,
+                announce=self.announce,
+            )  # fmt: skip
+        else:
+            outcome = supervise(
+                argv, self.environment, plan.run_dir / LOGS_NAME, plan.devices.num_ranks, grace=self.grace,
+                hang=self.hang, announce=self.announce, stdout=self.stdout,
+            )  # fmt: skip
         if outcome.failure is None:
             return outcome
         return dataclasses.replace(outcome, explanation=explain(outcome.failure, witness.evidence(outcome.pids), plan))
+
+    def next_port(self) -> int:
+        """The port of the next start: a free one here, but the one that was asked for where one was."""
+        assert self.plan.cluster is not None
+        return self.plan.cluster.master_port if self.plan.has_fixed_port else free_port()
 
     def _may_restart(self, outcome: LaunchOutcome, number: int, *, has_progressed: bool) -> bool:
         assert outcome.explanation is not None

@@ -64,26 +64,27 @@ def supervise(
     logs: Path,
     num_ranks: int,
     *,
+    first_rank: int = 0,
     grace: GracePeriods = GracePeriods(),
     hang: HangLimit = HangLimit(),
     announce: Callable[[str], None] = lambda text: None,
     stdout: int | None = None,
 ) -> LaunchOutcome:
-    """Run the launcher `argv` with `environment` until every process it started has ended.
+    """Run the launcher `argv` of ranks `first_rank` and following with `environment` until every process it started has ended.
 
     Must be called from the main thread: it takes SIGINT, SIGTERM, SIGHUP and SIGUSR1 for as long as it runs. A first signal is
     passed to all ranks, a second kills them. Where no rank moves for longer than `hang` allows, all write their stacks and are
     killed. `announce` gets lines for people. `stdout` redirects the ranks' output.
     """
-    return _Supervisor(argv, environment, logs, num_ranks, grace, hang, announce, stdout).run()
+    return _Supervisor(argv, environment, logs, num_ranks, first_rank, grace, hang, announce, stdout).run()
 
 
 class _Supervisor:
     def __init__(
-        self, argv: Sequence[str], environment: Mapping[str, str], logs: Path, num_ranks: int, grace: GracePeriods,
-        hang: HangLimit, announce: Callable[[str], None], stdout: int | None,
+        self, argv: Sequence[str], environment: Mapping[str, str], logs: Path, num_ranks: int, first_rank: int,
+        grace: GracePeriods, hang: HangLimit, announce: Callable[[str], None], stdout: int | None,
     ) -> None:  # fmt: skip
-        self.argv, self.logs, self.num_ranks = list(argv), logs, num_ranks
+        self.argv, self.logs, self.num_ranks, self.first_rank = list(argv), logs, num_ranks, first_rank
         self.grace, self.announce, self.stdout = grace, announce, stdout
         self.mark = uuid.uuid4().hex
         self.environment = {**environment, guard.MARK_VARIABLE: self.mark}
@@ -186,8 +187,7 @@ class _Supervisor:
             known = {rank: child for child in children if (rank := _rank_of(child)) is not None}
             if len(known) < len(children) == self.num_ranks:
                 # One that ended at once shows no environment any more; the launcher starts ranks in order.
-                first = min((rank - children.index(child) for rank, child in known.items()), default=0)
-                known = {first + number: child for number, child in enumerate(children)}
+                known = {self.first_rank + number: child for number, child in enumerate(children)}
             for rank, child in known.items():
                 if rank not in self.ranks:
                     self.ranks[rank] = child

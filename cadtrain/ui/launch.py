@@ -38,6 +38,7 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
     table.add_column()
     rows = [
         ("ranks", plan.devices.describe()),
+        *_hosts_row(plan),
         ("ZeRO", f"stage {plan.zero.stage} ({plan.zero.reason}){_offload_text(plan)}"),
         ("precision", config.precision),
         ("model", ", ".join(parts)),
@@ -54,6 +55,13 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
             style="yellow",
         )
     return table
+
+
+def _hosts_row(plan: LaunchPlan) -> list[tuple[str, str]]:
+    if plan.cluster is None:
+        return []
+    names = ", ".join(f"{host.name} ({host.slots})" for host in plan.cluster.hosts)
+    return [("hosts", f"{names}; they meet at {plan.cluster.master_addr}:{plan.cluster.master_port}")]
 
 
 def _offload_text(plan: LaunchPlan) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from cadtrain.cli.launch import _outcome_json, _show_outcome
 from cadtrain.launch.hang import HangLimit
+from cadtrain.launch.hosts import SSH, Host, RemoteShell
 from cadtrain.launch.planning import LaunchRequest, plan_launch
 from cadtrain.launch.restart import RestartPolicy
 from cadtrain.launch.start import start
@@ -20,7 +21,11 @@ from cadtrain.ui.console import err, print_json
 def main(run_dir: Path, options: str) -> None:
     """Start, show, and end with the launch's exit code."""
     given = json.loads(options)
-    plan = plan_launch(LaunchRequest(gpus=2, run_dir=run_dir), worker=("tests.launch.fault_worker",))
+    hosts = tuple(Host(name, slots) for name, slots in given.get("hosts", []))
+    shell = RemoteShell(given.get("shell", SSH))
+    worker = tuple(given.get("worker", ["tests.launch.fault_worker"]))
+    request = LaunchRequest(gpus=2, run_dir=run_dir, hosts=hosts, shell=shell, overrides=tuple(given.get("set", [])))
+    plan = plan_launch(request, worker=worker)
     outcome = start(
         plan,
         announce=lambda text: err().print(text, markup=False, soft_wrap=True),

@@ -1,4 +1,4 @@
-"""A rank that goes wrong as told by FAULT; run by DeepSpeed's launcher as `python -m tests.launch.fault_worker --run-dir RUN`."""
+"""A rank that goes wrong as told by `fault.json` beside its run folder; run by DeepSpeed's launcher as `python -m tests.launch.fault_worker --run-dir RUN`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cadtrain.train.traces import keep_traces
 
 RANK = int(os.environ["RANK"])
 RUN = Path(sys.argv[sys.argv.index("--run-dir") + 1])
-FAULT = json.loads(os.environ["FAULT"])
+FAULT = json.loads((RUN.parent / "fault.json").read_text())
 IS_FIRST_START = "--resume" not in sys.argv
 
 if FAULT["kind"] == "import" and FAULT["rank"] == RANK:
@@ -28,6 +28,7 @@ def main() -> None:
     keep_traces(RUN, RANK)
     heartbeat = Heartbeat(heartbeat_path(RUN / "logs", RANK), RANK)
     heartbeat.phase("importing libraries")
+    (RUN / f"addresses_{RANK}").write_text(json.dumps({"master": os.environ["MASTER_ADDR"], "local_rank": os.environ["LOCAL_RANK"]}))
     (RUN / f"pid_{RANK}").write_text(str(os.getpid()))
     (RUN / f"starts_{RANK}").open("a").write("x")
     try:

@@ -28,8 +28,9 @@ class Launch:
 
     def __init__(self, run: Path, fault: dict[str, Any], **options: Any) -> None:
         self.run = run
+        (run.parent / "fault.json").write_text(json.dumps(fault))
         environment = {
-            **os.environ, "FAULT": json.dumps(fault), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160",
+            **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.launch.drive", str(run), json.dumps(options)]
