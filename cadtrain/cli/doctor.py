@@ -32,6 +32,21 @@ def doctor(
         int | None,
         typer.Option("--port", min=1, max=65535, help="Port over which ranks will meet.", show_default=False),
     ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(
+            "--hostfile", metavar="FILE", help="Ask the hosts in FILE, too, as launch would.", show_default=False
+        ),
+    ] = None,
+    ssh_command: Annotated[
+        str | None,
+        typer.Option(
+            "--ssh-command",
+            metavar="TEMPLATE",
+            help="How to run a command on a host. Default: `ssh {host} {command}`.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check GPUs, driver, NCCL, memory, compilers, shared memory and disks; say what is wrong and how to mend it.
@@ -44,6 +59,7 @@ def doctor(
 
       cadtrain doctor --bench --gpus 0,1 --json
     """
+    from cadtrain.cli.hosts import choose_hosts
     from cadtrain.doctor.checks import Scope, examine
     from cadtrain.errors import UsageError
     from cadtrain.launch.devices import parse_gpus
@@ -52,7 +68,8 @@ def doctor(
 
     if quick and bench:
         raise UsageError("--quick leaves out what --bench measures.", hint="Give one of them.")
-    scope = Scope(quick=quick, bench=bench, gpus=parse_gpus(gpus), run_folder=run_folder, port=port)
+    hosts, shell = choose_hosts(hostfile, None, None, ssh_command)
+    scope = Scope(quick, bench, parse_gpus(gpus), run_folder, port, hosts, shell)
     with err().status("looking") as status:
         report = examine(scope, watch=lambda text: status.update(f"looking at {text}"))
     if as_json:

@@ -20,6 +20,7 @@ from cadtrain.doctor.gpu_health import (
     read_topology,
 )
 from cadtrain.doctor.gpus import check_attention, check_driver, check_gpus, check_torch, count_nvlinks
+from cadtrain.doctor.hosts import check_hosts
 from cadtrain.doctor.leftovers import check_processes, check_unfinished
 from cadtrain.doctor.machine import check_disk, check_limits, check_memory, check_shared_memory
 from cadtrain.doctor.measure import check_rates
@@ -27,6 +28,7 @@ from cadtrain.doctor.network import check_host_name, check_port
 from cadtrain.doctor.packages import check_cad_kernel, check_extras, check_packages, check_python
 from cadtrain.errors import EnvironmentFault
 from cadtrain.launch.devices import Gpu, GpuRequest, choose_devices, find_gpus
+from cadtrain.launch.hosts import PLAIN_SSH, Host, RemoteShell
 
 _DEEPSPEED = "import deepspeed, sys; print('version', deepspeed.__version__)"
 
@@ -43,6 +45,8 @@ class Scope:
     """What a run would ask for with `--gpus`."""
     run_folder: Path = Path("runs")
     port: int | None = None
+    hosts: tuple[Host, ...] = ()
+    shell: RemoteShell = PLAIN_SSH
 
 
 def examine(scope: Scope = Scope(), *, watch: Callable[[str], None] = lambda text: None) -> Report:
@@ -77,6 +81,9 @@ def _findings(scope: Scope, watch: Callable[[str], None]) -> Iterator[Finding]:
     yield from check_extensions()
     yield from check_host_name()
     yield from check_port(scope.port)
+    if scope.hosts:
+        watch(f"{len(scope.hosts)} hosts")
+        yield from check_hosts(scope.hosts, scope.shell, scope.run_folder, has_gpu=bool(gpus))
     yield from check_processes()
     yield from check_unfinished(scope.run_folder)
     yield from check_disk(scope.run_folder, write=not scope.quick)

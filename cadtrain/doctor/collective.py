@@ -64,7 +64,9 @@ def _judge(
         expected, share, what = pcie_bytes or 0.0, PCIE_SHARE, "the PCIe slots"
     for name, by_size in rates.items():
         text = f"{head}, " if name == "all-reduce" else ""
-        parts = (f"{rate / 1e9:.1f} GB/s at {format_bytes(int(size)).replace('.0', '')}" for size, rate in by_size.items())
+        parts = (
+            f"{rate / 1e9:.1f} GB/s at {format_bytes(int(size)).replace('.0', '')}" for size, rate in by_size.items()
+        )
         text += f"bus bandwidth {', '.join(parts)}"
         best = max(by_size.values())
         if expected and best < share * expected:

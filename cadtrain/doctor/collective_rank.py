@@ -37,7 +37,10 @@ def main() -> None:
         raise ArithmeticError(f"the sum over {count} ranks is wrong on rank {rank}")
     sizes = CUDA_SIZES if kind == "cuda" else CPU_SIZES
     names = ("all-reduce", "all-gather", "reduce-scatter") if is_bench else ("all-reduce",)
-    rates = {name: {size: _bus_rate(name, size, count, device) for size in (sizes if is_bench else sizes[-1:])} for name in names}
+    rates = {
+        name: {size: _bus_rate(name, size, count, device) for size in (sizes if is_bench else sizes[-1:])}
+        for name in names
+    }
     if rank == 0:
         print("facts", json.dumps(rates), flush=True)
     dist.destroy_process_group()

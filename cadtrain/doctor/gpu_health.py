@@ -169,7 +169,9 @@ def check_topology(gpus: Sequence[Gpu], links: Mapping[tuple[int, int], str]) ->
     if not pairs:
         return
     kinds = sorted(set(pairs.values()))
-    text = ", ".join(f"{kind} ({_LINKS.get(kind, 'NVLink')}) × {sum(v == kind for v in pairs.values())}" for kind in kinds)
+    text = ", ".join(
+        f"{kind} ({_LINKS.get(kind, 'NVLink')}) × {sum(v == kind for v in pairs.values())}" for kind in kinds
+    )
     has_nvlink = [kind.startswith("NV") for kind in pairs.values()]
     if any(has_nvlink) and not all(has_nvlink):
         yield warn(
@@ -196,7 +198,9 @@ _LINKS = {
 def _memory(item: GpuHealth) -> Iterator[Finding]:
     name = f"GPU {item.index} memory errors"
     if item.has_failed_rows:
-        yield fail(name, "rows that failed could not be replaced", f"Leave GPU {item.index} out (--gpus) and have it replaced.")
+        yield fail(
+            name, "rows that failed could not be replaced", f"Leave GPU {item.index} out (--gpus) and have it replaced."
+        )
     elif item.uncorrected_errors:
         yield warn(
             name,
@@ -279,7 +283,9 @@ def _one(index: int, element: ElementTree.Element) -> GpuHealth:
             if text(path) == "Yes"
         ),
         has_failed_rows=text("remapped_rows/remapped_row_failure") == "Yes",
-        slowdowns=tuple(words for key, words in _SLOWDOWNS.items() if any(tag.endswith(f"_reason_{key}") for tag in active)),
+        slowdowns=tuple(
+            words for key, words in _SLOWDOWNS.items() if any(tag.endswith(f"_reason_{key}") for tag in active)
+        ),
         link_generation=_pair(text, "pci/pci_gpu_link_info/pcie_gen", "link_gen"),
         link_width=_pair(text, "pci/pci_gpu_link_info/link_widths", "link_width"),
         holders=tuple(

@@ -82,7 +82,11 @@ def check_attention(facts: TorchFacts | None, *, has_gpu: bool) -> Iterator[Find
     if facts.has_varlen:
         yield ok("packed attention", "torch.nn.attention.varlen is there")
     else:
-        yield fail("packed attention", f"torch {facts.version} has no torch.nn.attention.varlen", "pip install 'torch>=2.10,<2.14'")
+        yield fail(
+            "packed attention",
+            f"torch {facts.version} has no torch.nn.attention.varlen",
+            "pip install 'torch>=2.10,<2.14'",
+        )
 
 
 def _driver_remedy(cuda: str | None) -> str:

@@ -41,9 +41,7 @@ def check_memory(*, num_gpus: int) -> Iterator[Finding]:
         yield ok("host memory", text)
 
 
-def cgroup_memory_limit(
-    root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")
-) -> tuple[int, int] | None:
+def cgroup_memory_limit(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
     """(limit, in use) in bytes of the tightest control group that this process is in; None where there is none."""
     found = []
     for folder in cgroup_folders(root, proc):

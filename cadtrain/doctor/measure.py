@@ -58,7 +58,9 @@ def _product(index: int, gpu: Mapping[str, Any]) -> Finding:
         return ok(name, f"{text} ({gpu['name']})")
     text += f", {gpu['flops'] / peak:.0%} of a {gpu['name']}'s peak"
     if gpu["flops"] < GOOD_SHARE * peak:
-        return warn(name, text, "Something else runs there, or it is slowed down: nvidia-smi -q -d PERFORMANCE, nvidia-smi.")
+        return warn(
+            name, text, "Something else runs there, or it is slowed down: nvidia-smi -q -d PERFORMANCE, nvidia-smi."
+        )
     return ok(name, text)
 
 

@@ -28,7 +28,10 @@ def main() -> None:
                 }
             )
     else:
-        facts["cpu"] = {"flops": _matmul(torch.device("cpu"), torch.float32, CPU_WIDTH), "threads": torch.get_num_threads()}
+        facts["cpu"] = {
+            "flops": _matmul(torch.device("cpu"), torch.float32, CPU_WIDTH),
+            "threads": torch.get_num_threads(),
+        }
     print("facts", json.dumps(facts), flush=True)
 
 

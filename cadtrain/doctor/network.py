@@ -44,7 +44,9 @@ def check_port(port: int | None) -> Iterator[Finding]:
             listener.listen()
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        yield fail("port", f"{named}: {reason}{_holder(named)}", f"End what holds it, or take another: --port {free_port()}")
+        yield fail(
+            "port", f"{named}: {reason}{_holder(named)}", f"End what holds it, or take another: --port {free_port()}"
+        )
         return
     yield ok("port", f"{named} is free")
 

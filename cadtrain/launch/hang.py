@@ -23,6 +23,8 @@ SECONDS_BETWEEN_LOOKS = 1.0
 ABSENCE_SECONDS = 30.0
 """A gap between two looks from which the launcher itself was stopped (Ctrl-Z, a frozen container): its ranks were, too."""
 STACK_SECONDS = 5.0
+OTHER_HOSTS_SECONDS = 10.0
+"""How long the stacks of other hosts' ranks are waited for: their launchers look at their own time."""
 
 _COLLECTIVE_FILES = ("torch/distributed/distributed_c10d.py", "deepspeed/comm/", "deepspeed/runtime/zero/partition")
 _FRAME = re.compile(r'\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)')
@@ -73,16 +75,33 @@ class HangWatch:
         return bool(beats) and self.still_seconds > self._limit.of(beats.values())
 
     def describe(self) -> tuple[int, str]:
-        """The rank to look at first, and what is known, in one line a rank; call after the stacks were written."""
-        places = {rank: read_place(stacks_path(self._logs, rank)) for rank in self._seen}
-        suspects = lagging(self._seen, places)
+        """The rank to look at first, and what is known, in one line a rank; call after the stacks were written.
+
+        Ranks of other hosts, whose launchers notice the same, are told of as well: the folder is shared.
+        """
+        self._wait_for_other_hosts()
+        beats = {**{rank: read_beat(heartbeat_path(self._logs, rank)) for rank in self._others()}, **self._seen}
+        places = {rank: read_place(stacks_path(self._logs, rank)) for rank in beats}
+        suspects = lagging(beats, places)
         lines = [f"no rank has moved for {format_seconds(self.still_seconds)}."]
-        for rank, beat in sorted(self._seen.items()):
+        for rank, beat in sorted(beats.items()):
             where = beat.where() if beat is not None else "gave no sign yet"
             is_silent = not places[rank].is_known and any(place.is_known for place in places.values())
             stack = "; gave no stack: stopped, or stuck in a driver" if is_silent else places[rank].describe()
             lines.append(f"rank {rank}: {where}{stack}{'  <- lags' if rank in suspects else ''}")
         return min(suspects, default=-1), "\n".join(lines)
+
+    def _others(self) -> list[int]:
+        """Ranks with a heartbeat that are not this host's."""
+        found = [int(path.stem.removeprefix("rank_")) for path in self._logs.glob("rank_*.heartbeat")]
+        return sorted(set(found) - set(self._seen))
+
+    def _wait_for_other_hosts(self) -> None:
+        end = time.monotonic() + OTHER_HOSTS_SECONDS
+        while time.monotonic() < end and any(
+            not (path := stacks_path(self._logs, rank)).exists() or not path.stat().st_size for rank in self._others()
+        ):
+            time.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cadtrain.checkpoint.layout import CHECKPOINTS, list_steps
-from cadtrain.launch.folder import LOGS_NAME
+from cadtrain.launch.folder import LOGS_NAME, START_FILES
 from cadtrain.launch.reasons import ALWAYS_WORTH_A_RESTART, WORTH_A_RESTART_AFTER_PROGRESS, Explanation
 from cadtrain.launch.supervise import SIGNALS
 
@@ -63,7 +63,7 @@ def keep_logs_of(run_dir: Path, number: int) -> Path:
     logs = run_dir / LOGS_NAME
     kept = logs / f"start_{number:02d}"
     kept.mkdir(parents=True, exist_ok=True)
-    for pattern in ("rank_*.error.json", "rank_*.stacks.txt", "rank_*.native.txt", "rank_*.heartbeat", "nccl_trace_*"):
+    for pattern in START_FILES:
         for path in logs.glob(pattern):
             path.replace(kept / path.name)
     return kept

@@ -152,6 +152,8 @@ def test_a_hang_across_hosts_is_named(launches: list[Launch], tmp_path: Path, sh
     launch = go(launches, tmp_path, {"kind": "hang", "rank": 1}, shell, hang=8.0)
     found = marks(launch)
     outcome = launch.end()
-    assert (launch.process.returncode, outcome["failure"]["kind"]) == (4, "hang"), launch.said()
+    failure = outcome["failure"]
+    assert (launch.process.returncode, failure["kind"], failure["rank"]) == (4, "hang", 1), launch.said()
+    assert "rank 0: training, step 4, micro-step 1, last in language.layers.3; waits in all_reduce" in failure["message"]
     assert "lose_the_way" in (launch.run / "logs" / "rank_01.stacks.txt").read_text()
     assert_all_gone(found)
