@@ -254,7 +254,10 @@ def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
             failure_panel(outcome.failure, outcome.explanation, title=f"failed after {took}{_restarts(outcome)}")
         )
     elif outcome.signal_number is not None:
-        err().print(f"Stopped after {took}. To go on: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False)
+        hosts = ", on the same hosts" if plan.cluster else ""
+        err().print(
+            f"Stopped after {took}. To go on{hosts}: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False
+        )
     else:
         err().print(f"Done in {took}{_restarts(outcome)}: {plan.run_dir}", markup=False)
 

@@ -25,7 +25,7 @@ from cadtrain.launch.hang import HangLimit
 from cadtrain.launch.hosts import Host, RemoteShell, passed_on
 from cadtrain.launch.node import RESULT, TOKEN_NAME, NodeOrder
 from cadtrain.launch.reasons import HANG, LOST_HOST
-from cadtrain.launch.supervise import SIGNALS, GracePeriods, LaunchOutcome
+from cadtrain.launch.supervise import SIGNALS, GracePeriods, LaunchOutcome, count_of
 
 LAST_SECONDS = 20.0
 """Time that hosts have to kill their ranks once their line was cut, before their shells are killed."""
@@ -201,7 +201,7 @@ class _Watch:
     def _pass_on(self, number: int, count: int) -> None:
         if count == 1:
             name = signal.Signals(number).name
-            self.announce(f"{name}: asking {len(self.parts)} hosts to save and leave. Once more kills them.")
+            self.announce(f"{name}: asking {count_of(len(self.parts), 'host')} to save and leave. Once more kills them.")
             self._allow(self.grace.stop + 15.0)
         else:
             self._allow(0.0)

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,28 +107,41 @@ def check_host(order: NodeOrder) -> None:
         )
 
 
-def run_node(order: NodeOrder) -> LaunchOutcome:
+def run_node(order: NodeOrder, announce: Callable[[str], None]) -> LaunchOutcome:
     """Check this host and supervise its ranks. Raises `EnvironmentFault`. Must be called from the main thread."""
     check_host(order)
     logs = Path(order.run_dir) / LOGS_NAME
     devices = RankDevices("cuda" if order.kind == "cuda" else "cpu", order.slots, ())
     environment = {**os.environ, **environment_changes(devices, os.environ, logs=logs)}
-    name = order.hosts[order.node_rank][0]
     return supervise(
         launcher_argv(order), environment, logs, order.slots, first_rank=order.first_rank,
         grace=GracePeriods(order.stop_seconds, order.failure_seconds), hang=HangLimit(order.hang_seconds),
-        announce=lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True), stdout=2,
+        announce=announce, stdout=2,
     )  # fmt: skip
 
 
-def _obey(stdin: Any) -> None:
-    """Do what the first host says; end the ranks when it says nothing any more."""
-    for line in stdin:
-        word, _, number = line.strip().partition(" ")
-        if word == "signal" and number.isdecimal():
-            os.kill(os.getpid(), int(number))
-    for _ in range(2):  # a second signal kills
-        os.kill(os.getpid(), signal.SIGTERM)
+class _Line:
+    """The line to the first host."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._is_cut = False
+
+    def obey(self) -> None:
+        """Do what the first host says; end the ranks when it says nothing any more."""
+        for line in sys.stdin:
+            word, _, number = line.strip().partition(" ")
+            if word == "signal" and number.isdecimal():
+                os.kill(os.getpid(), int(number))
+        self.tell("the line to the first host is cut; the ranks here are killed.")
+        self._is_cut = True
+        for _ in range(2):  # a second signal kills
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def tell(self, text: str) -> None:
+        """Say something to people, as long as somebody may hear it."""
+        if not self._is_cut:
+            print(f"{self._host}: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -135,9 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cadtrain.launch.node")
     parser.add_argument("order")
     order = NodeOrder.load(parser.parse_args().order)
-    threading.Thread(target=_obey, args=(sys.stdin,), daemon=True).start()
+    line = _Line(order.hosts[order.node_rank][0])
+    threading.Thread(target=line.obey, daemon=True).start()
     try:
-        outcome = run_node(order)
+        outcome = run_node(order, line.tell)
         failure, code, number = outcome.failure, outcome.exit_code, outcome.signal_number
     except CadtrainError as error:
         failure, code, number = (

@@ -62,7 +62,7 @@ class Explanation:
 
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (Kind.GPU_MEMORY, re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")),
-    (Kind.SHARED_MEMORY, re.compile(r"No space left on device.*/dev/shm|/dev/shm.*No space left on device|unable to (?:write|mmap).*torch_\d+|Bus error", re.S)),
+    (Kind.SHARED_MEMORY, re.compile(r"No space left on device.*/dev/shm|/dev/shm.*No space left on device|unable to (?:write|mmap|open|allocate shared memory).*torch_\d+|Bus error", re.S)),
     (Kind.DISK_FULL, re.compile(r"No space left on device|Disk quota exceeded|Errno 28\b|Errno 122\b|there is not enough room|has no room")),
     (Kind.PORT_TAKEN, re.compile(r"EADDRINUSE|[Aa]ddress already in use")),
     (Kind.COLLECTIVE, re.compile(r"collective operation timeout|Timed out waiting \d+ms|Wait timeout|timed out after \d+ms|Socket Timeout|client socket has timed out")),

@@ -157,7 +157,7 @@ class _Supervisor:
                 self._allow(self.grace.failure)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 if alive := self._alive():
-                    self.announce(f"{len(alive)} ranks have not left and are killed.")
+                    self.announce(f"{count_of(len(alive), 'rank')} did not leave and must be killed.")
                 return
             if not self.failed and not self.received and self.hang_watch.is_hung(self.ranks):
                 self._note_hang()
@@ -227,7 +227,7 @@ class _Supervisor:
                 self.announce(f"{name}: stopped before the ranks had started.")
                 self.deadline = time.monotonic()
                 return
-            self.announce(f"{name}: asking {self.num_ranks} ranks to save and leave. Once more kills them.")
+            self.announce(f"{name}: asking {count_of(self.num_ranks, 'rank')} to save and leave. Once more kills them.")
             self._allow(self.grace.stop)
         passed = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         for process in alive:
@@ -256,6 +256,11 @@ class _Supervisor:
         if failure is not None:
             return LaunchOutcome(failure.exit_code, failure, number, seconds)
         return LaunchOutcome(0, None, number, seconds)
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _ignore_usr1() -> None:

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cadtrain.launch.reasons import HANG
+from cadtrain.launch.reasons import HANG, LOST_HOST
 
 if TYPE_CHECKING:
     from cadtrain.launch.failure import RankFailure
@@ -80,7 +80,7 @@ def _failure_text(failure: RankFailure, explanation: Explanation | None) -> Text
     is_signal = failure.type.startswith("SIG")
     text = Text()
     text.append(who, style="bold")
-    if failure.type not in ("exit", HANG) and not is_signal:
+    if failure.type not in ("exit", HANG, LOST_HOST) and not is_signal:
         text.append(f"{failure.type}: ", style="red")
     text.append(failure.message)
     if explanation is not None and explanation.reason:

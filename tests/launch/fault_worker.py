@@ -32,7 +32,7 @@ def main() -> None:
     (RUN / f"pid_{RANK}").write_text(str(os.getpid()))
     (RUN / f"starts_{RANK}").open("a").write("x")
     try:
-        {"wait": wait, "import": wait, "hang": hang, "error": error, "native": native}[FAULT["kind"]](heartbeat)
+        {"wait": wait, "import": wait, "hang": hang, "error": error, "native": native, "memory": memory}[FAULT["kind"]](heartbeat)
     except BaseException as problem:
         write_failure(RUN, RANK, problem)
         os._exit(4)
@@ -57,6 +57,14 @@ def error(heartbeat: Heartbeat) -> None:
     time.sleep(0.3)
     if FAULT["rank"] == RANK:
         raise RuntimeError(FAULT["message"])
+    time.sleep(60)
+
+
+def memory(heartbeat: Heartbeat) -> None:
+    """Take more memory than there is."""
+    taken = []
+    while FAULT["rank"] == RANK:
+        taken.append(bytearray(os.urandom(2**20)) * 16)
     time.sleep(60)
 
 

@@ -26,14 +26,14 @@ pytestmark = pytest.mark.slow
 class Launch:
     """A launch in a process of its own, and what it said."""
 
-    def __init__(self, run: Path, fault: dict[str, Any], **options: Any) -> None:
+    def __init__(self, run: Path, fault: dict[str, Any], *, prefix: list[str] | None = None, **options: Any) -> None:
         self.run = run
         (run.parent / "fault.json").write_text(json.dumps(fault))
         environment = {
             **os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
-        command = [sys.executable, "-m", "tests.launch.drive", str(run), json.dumps(options)]
+        command = [*(prefix or []), sys.executable, "-m", "tests.launch.drive", str(run), json.dumps(options)]
         self.output = open(run.parent / "output", "w+")  # noqa: SIM115, `close` closes it
         self.process = subprocess.Popen(
             command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=self.output, text=True, start_new_session=True
@@ -221,6 +221,42 @@ def test_what_native_code_wrote_explains_its_end(launches: list[Launch], tmp_pat
     assert (outcome["failure"]["kind"], outcome["failure"]["rank"]) == ("collective time-out", 1)
     assert "in _ALLGATHER_BASE for 1800 s" in outcome["failure"]["reason"]
     assert "Fatal Python error" in (launch.run / "logs" / "rank_01.stacks.txt").read_text()
+
+
+@pytest.fixture
+def small_memory() -> Iterator[list[str]]:
+    """Words that run a command in a control group with 1 GiB of memory."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, inner = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
+        group = root / inner.lstrip("/") / f"cadtrain_test_{os.getpid()}"
+        limit = "memory.limit_in_bytes" if controllers else "memory.max"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(2**30))
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+            continue
+        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+        end = time.monotonic() + 30
+        while (group / "cgroup.procs").read_text() and time.monotonic() < end:
+            time.sleep(0.05)
+        group.rmdir()
+        return
+    pytest.skip("no control group for memory can be made here")
+
+
+def test_a_rank_that_the_kernel_kills_for_memory(launches: list[Launch], tmp_path: Path, small_memory: list[str]) -> None:
+    launch = go(launches, tmp_path, {"kind": "memory", "rank": 1}, prefix=small_memory)
+    outcome = launch.end()
+    failure = outcome["failure"]
+    assert (launch.process.returncode, failure["type"], failure["rank"]) == (137, "SIGKILL", 1), launch.said()
+    assert failure["kind"] == "host memory", launch.said()
+    assert "because memory was used up (this job may use 1.0 GiB)" in failure["reason"]
+    assert "more memory" in failure["remedies"][0]
 
 
 SHORT = [

@@ -49,6 +49,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LaunchPlan:
     [
         (failure(OOM, "OutOfMemoryError"), Kind.GPU_MEMORY),
         (failure("unable to write to file </torch_123_456_0>"), Kind.SHARED_MEMORY),
+        (failure("unable to allocate shared memory(shm) for file </torch_14178_972664358_0>: No space left on device (28)"), Kind.SHARED_MEMORY),
         (failure("[Errno 28] No space left on device: '/dev/shm/nccl-x'", "OSError"), Kind.SHARED_MEMORY),
         (failure("[Errno 28] No space left on device: 'runs/x/checkpoints'", "OSError"), Kind.DISK_FULL),
         (failure("x: No space left on device", "CheckpointError", is_expected=True), Kind.DISK_FULL),
@@ -56,6 +57,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LaunchPlan:
         (failure("[gloo] Timed out waiting 1800000ms for recv operation to complete"), Kind.COLLECTIVE),
         (failure("aborted", "SIGABRT", code=134, native_tail=WATCHDOG), Kind.COLLECTIVE),
         (failure("[gloo] Connection closed by peer [127.0.0.1]:4711"), Kind.LOST_PEER),
+        (failure("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:712: Connection reset by peer. This is typically caused"), Kind.LOST_PEER),
+        (failure("port: 35051, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use", "DistNetworkError"), Kind.PORT_TAKEN),
+        (failure("b: its remote shell ended with code 255", "RemoteShell"), Kind.LOST_HOST),
         (failure("NCCL error in: ProcessGroupNCCL.cpp, ncclSystemError", "DistBackendError"), Kind.COLLECTIVE),
         (failure("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory"), Kind.HOST_MEMORY),
         (failure("was killed", "SIGBUS", code=135), Kind.SHARED_MEMORY),
