@@ -7,7 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cadtrain.doctor.child import run_all
 from cadtrain.doctor.finding import Finding, fail, ok, warn
@@ -59,8 +59,6 @@ class GpuHealth:
     link_generation: tuple[int, int] | None
     """(now, most) of PCIe; it falls while the GPU is idle."""
     link_width: tuple[int, int] | None
-    holders: tuple[str, ...] = field(default=())
-    """`name (pid), 1234 MiB` of every process on it."""
 
     @property
     def pcie_bytes(self) -> float | None:
@@ -246,11 +244,8 @@ def _complaints(item: GpuHealth, lines: Sequence[str]) -> Iterator[Finding]:
 
 def _same_bus(first: str, second: str) -> bool:
     """Whether two ways to write a PCI address (`0000:65:00`, `00000000:65:00.0`) mean the same slot."""
-
-    def parts(text: str) -> list[int]:
-        return [int(part, 16) for part in text.split(".")[0].split(":")]
-
-    return parts(first) == parts(second)
+    numbers = [re.fullmatch(r"0*([0-9a-f]*):([0-9a-f]+):([0-9a-f]+)(\.\d+)?", text.lower()) for text in (first, second)]
+    return all(numbers) and len({match.groups()[:3] for match in numbers if match}) == 1
 
 
 def _is_named(entry: str, item: GpuHealth) -> bool:
@@ -288,10 +283,6 @@ def _one(index: int, element: ElementTree.Element) -> GpuHealth:
         ),
         link_generation=_pair(text, "pci/pci_gpu_link_info/pcie_gen", "link_gen"),
         link_width=_pair(text, "pci/pci_gpu_link_info/link_widths", "link_width"),
-        holders=tuple(
-            f"{os.path.basename(row.findtext('process_name') or '?')} ({row.findtext('pid')}), {row.findtext('used_memory')}"
-            for row in element.iter("process_info")
-        ),
     )
 
 

@@ -58,11 +58,12 @@ def argv_to_resume(argv: Sequence[str], port: int) -> tuple[str, ...]:
     return tuple(again if again[-1] == "--resume" else [*again, "--resume"])
 
 
-def keep_logs_of(run_dir: Path, number: int) -> Path:
-    """Move what the failed start number `number` left for reading out of the next one's way; the folder it lies in now."""
-    logs = run_dir / LOGS_NAME
-    kept = logs / f"start_{number:02d}"
-    kept.mkdir(parents=True, exist_ok=True)
+def keep_logs(run_dir: Path) -> Path:
+    """Move what a failed start left for reading out of the next one's way, into `logs/start_01` or the next that is free."""
+    logs, number = run_dir / LOGS_NAME, 1
+    while (kept := logs / f"start_{number:02d}").exists():
+        number += 1
+    kept.mkdir(parents=True)
     for pattern in START_FILES:
         for path in logs.glob(pattern):
             path.replace(kept / path.name)

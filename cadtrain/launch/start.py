@@ -16,7 +16,7 @@ from cadtrain.launch.reasons import explain
 from cadtrain.launch.restart import (
     RestartPolicy,
     argv_to_resume,
-    keep_logs_of,
+    keep_logs,
     launch_time,
     newest_step,
     reason_against,
@@ -119,7 +119,7 @@ class _Starts:
         assert failure is not None
         assert explanation is not None
         wait = self.policy.wait_seconds(self.in_vain)
-        kept = keep_logs_of(self.plan.run_dir, number)
+        kept = keep_logs(self.plan.run_dir)
         who = f"rank {failure.rank}" if failure.rank >= 0 else "the launch"
         where = f"after step {step}" if step else "from the beginning, as there is no checkpoint yet"
         self.announce(

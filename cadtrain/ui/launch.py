@@ -76,7 +76,7 @@ def failure_panel(failure: RankFailure, explanation: Explanation | None, *, titl
 
 
 def _failure_text(failure: RankFailure, explanation: Explanation | None) -> Text:
-    who = f"rank {failure.rank}: " if failure.rank >= 0 else ""
+    who = f"rank {failure.rank}: " if failure.rank >= 0 and failure.type != HANG else ""
     is_signal = failure.type.startswith("SIG")
     text = Text()
     text.append(who, style="bold")

@@ -85,7 +85,7 @@ def hang(heartbeat: Heartbeat) -> None:
     for step in range(1, 5):
         heartbeat.begin_micro_step(step, 1)
         heartbeat.enter(module_label("language.layers.3"))
-        if step == 4 and FAULT["rank"] == RANK:
+        if step == 4 and FAULT["rank"] == RANK and not (FAULT.get("then") == "done" and not IS_FIRST_START):
             lose_the_way()
         total = torch.ones(4)
         dist.all_reduce(total)

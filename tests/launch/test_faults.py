@@ -190,6 +190,14 @@ def test_a_killed_rank_is_started_again(launches: list[Launch], tmp_path: Path) 
     assert_nothing_is_left(mark)
 
 
+def test_a_hang_is_started_again(launches: list[Launch], tmp_path: Path) -> None:
+    launch = go(launches, tmp_path, {"kind": "hang", "rank": 0, "then": "done"}, hang=6.0, restarts=1)
+    outcome = launch.end()
+    assert (launch.process.returncode, outcome["num_restarts"]) == (0, 1), launch.said()
+    assert "rank 0 failed (hang): no rank has moved for" in launch.said()
+    assert "in lose_the_way" in (launch.run / "logs" / "start_01" / "rank_00.stacks.txt").read_text()
+
+
 def test_an_error_is_started_again_only_after_progress(launches: list[Launch], tmp_path: Path) -> None:
     fault = {"kind": "error", "rank": 1, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.", "progress": True}
     launch = go(launches, tmp_path, fault, restarts=5)

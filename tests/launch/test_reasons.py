@@ -17,7 +17,7 @@ from cadtrain.launch.reasons import Kind, classify, explain
 from cadtrain.launch.restart import (
     RestartPolicy,
     argv_to_resume,
-    keep_logs_of,
+    keep_logs,
     newest_step,
     reason_against,
     record_restart,
@@ -172,9 +172,10 @@ def test_what_a_start_left_is_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     for name in ("rank_00.error.json", "rank_00.stacks.txt", "rank_00.log", "nccl_trace_rank_0"):
         (tmp_path / "logs" / name).write_text(name)
-    kept = keep_logs_of(tmp_path, 1)
+    kept = keep_logs(tmp_path)
     assert sorted(path.name for path in kept.iterdir()) == ["nccl_trace_rank_0", "rank_00.error.json", "rank_00.stacks.txt"]
     assert (tmp_path / "logs" / "rank_00.log").exists(), "a log goes on"
+    assert keep_logs(tmp_path).name == "start_02", "what an earlier launch kept stays"
     record_restart(tmp_path, restart=1)
     assert json.loads((tmp_path / "restarts.jsonl").read_text())["restart"] == 1
 
