@@ -75,7 +75,7 @@ def launch(
             "--hang-timeout",
             metavar="TIME",
             help="End a run in which no rank moves for this long; `off` waits for ever. Default: 10 times the longest "
-            "step, at least 5m; 45m while loading or saving.",
+            "step, at least 5m; 2h while loading or saving.",
             show_default=False,
         ),
     ] = None,

@@ -60,7 +60,8 @@ def _findings(scope: Scope, watch: Callable[[str], None]) -> Iterator[Finding]:
     yield from check_packages()
     watch("GPUs")
     gpus = find_gpus()
-    health = (read_health() or []) if gpus else []
+    # Asked even where no GPU is visible: a mask may name what is not there.
+    health = read_health() or []
     yield from _gpu_findings(gpus, health, scope.gpus)
     watch("torch")
     facts, findings = check_torch(gpus)

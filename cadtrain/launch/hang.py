@@ -17,8 +17,9 @@ from cadtrain.units import format_seconds
 
 LEAST_STEP_LIMIT = 300.0
 STEPS_OF_PATIENCE = 10
-SLOW_PHASE_LIMIT = 45 * 60.0
-"""For phases of unknown length (loading, saving, validating, the first steps): above the 30 minutes that collectives wait."""
+SLOW_PHASE_LIMIT = 2 * 3600.0
+"""For phases of unknown length (loading, saving, validating, the first steps): weights may be downloaded meanwhile, and ranks
+that wait for each other there are ended after 30 minutes by the collectives' own limit."""
 SECONDS_BETWEEN_LOOKS = 1.0
 ABSENCE_SECONDS = 30.0
 """A gap between two looks from which the launcher itself was stopped (Ctrl-Z, a frozen container): its ranks were, too."""
@@ -72,13 +73,15 @@ class HangWatch:
         beats = {rank: read_beat(heartbeat_path(self._logs, rank)) for rank in ranks}
         if beats != self._seen:
             self._seen, self._moved_at = beats, now
-        return bool(beats) and self.still_seconds > self._limit.of(beats.values())
+        return self.still_seconds > self._limit.of(beats.values())
 
     def describe(self) -> tuple[int, str]:
         """The rank to look at first, and what is known, in one line a rank; call after the stacks were written.
 
         Ranks of other hosts, whose launchers notice the same, are told of as well: the folder is shared.
         """
+        if not self._seen:
+            return -1, f"no rank has started in {format_seconds(self.still_seconds)}: DeepSpeed's launcher hangs."
         self._wait_for_other_hosts()
         beats = {**{rank: read_beat(heartbeat_path(self._logs, rank)) for rank in self._others()}, **self._seen}
         places = {rank: read_place(stacks_path(self._logs, rank)) for rank in beats}

@@ -44,6 +44,8 @@ def start(
     from cadtrain.config.load import to_yaml
 
     record = environment_record(plan.devices, plan.argv, plan.environment)
+    if plan.cluster is not None:
+        record["hosts"] = [{"name": host.name, "slots": host.slots} for host in plan.cluster.hosts]
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     with hold(plan.run_dir):
         prepare_run_dir(plan.run_dir, to_yaml(plan.config), record)

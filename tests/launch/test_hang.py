@@ -73,9 +73,11 @@ def test_a_launcher_that_was_stopped_does_not_blame_its_ranks(tmp_path: Path) ->
     assert watch.is_hung([0], now=start + 5025)
 
 
-def test_no_ranks_no_hang(tmp_path: Path) -> None:
-    watch = HangWatch(tmp_path, HangLimit(0.1))
-    assert not watch.is_hung([], now=watch._looked_at + 10)
+def test_a_launcher_that_starts_no_rank_hangs_itself(tmp_path: Path) -> None:
+    watch = HangWatch(tmp_path, HangLimit(20.0))
+    assert not watch.is_hung([], now=watch._looked_at + 15)
+    assert watch.is_hung([], now=watch._looked_at + 15)
+    assert watch.describe() == (-1, "no rank has started in 30 s: DeepSpeed's launcher hangs.")
 
 
 def test_who_lags() -> None:
