@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,29 @@ def _slots(gpus: str | None) -> int:
     return asked or (int(given) if given.isdecimal() and int(given) else 0) or len(find_gpus()) or 1
 
 
-def print_sbatch(
-    config: str | None, overrides: tuple[str, ...], words: list[str], run_dir: Path | None, *, nodes: int,
-    gpus: str | None, time_limit: str | None,
-) -> None:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class JobWishes:
+    """What was asked for on the command line, besides the configuration."""
+
+    run_dir: Path | None
+    nodes: int | None
+    gpus: str | None
+    time_limit: str | None
+    hostfile: Path | None
+    zero: str | None
+    offload: bool
+    max_restarts: int
+    hang_timeout: str | None
+
+    def words(self) -> list[str]:
+        """The options that each start of the run gets."""
+        found = [f"--zero={self.zero}"] if self.zero else []
+        found += ["--offload"] if self.offload else []
+        found += [f"--max-restarts={self.max_restarts}"] if self.max_restarts else []
+        return found + ([f"--hang-timeout={self.hang_timeout}"] if self.hang_timeout else [])
+
+
+def print_sbatch(config: str | None, overrides: tuple[str, ...], wishes: JobWishes) -> None:
     """Write a SLURM script to stdout. Raises `UsageError` where it could not work, and what loading the config raises."""
     from cadtrain.config.load import load_run_config
     from cadtrain.launch.devices import parse_gpus
@@ -60,21 +80,23 @@ def print_sbatch(
     from cadtrain.launch.slurm import JobRequest, sbatch_script
     from cadtrain.ui.console import print_text
 
-    asked = parse_gpus(gpus)
-    if not isinstance(asked, int):
+    gpus, nodes = parse_gpus(wishes.gpus), wishes.nodes or 1
+    if not isinstance(gpus, int):
         raise UsageError(
             "a job needs the number of GPUs of a node.", where="--gpus", hint="Add --gpus N, e.g. --gpus 4."
         )
-    if run_dir is None:
+    if wishes.run_dir is None:
         raise UsageError(
             "a job that goes on after its time needs a fixed run folder.",
             hint="Add --run-dir, on a disk that all nodes see.",
         )
+    if wishes.hostfile is not None:
+        raise UsageError("SLURM chooses the hosts of a job.", where="--hostfile", hint="Give --nodes N in its place.")
     loaded = load_run_config(config or DEFAULT_CONFIG, list(overrides)).config
-    places = [f"--run-dir={run_dir}", *([f"--nodes={nodes}"] if nodes > 1 else []), f"--gpus={asked}"]
-    sets = [f"--set={text}" for text in overrides]
+    places = [f"--run-dir={wishes.run_dir}", *([f"--nodes={nodes}"] if nodes > 1 else []), f"--gpus={gpus}"]
+    words, sets = wishes.words(), [f"--set={text}" for text in overrides]
     try:
-        job = JobRequest(loaded.name, run_dir, nodes, asked, time_limit or "24h")
+        job = JobRequest(loaded.name, wishes.run_dir, nodes, gpus, wishes.time_limit or "24h")
         script = sbatch_script(
             job, [*([config] if config else []), *places, *words, *sets], [*places, "--resume", *words]
         )

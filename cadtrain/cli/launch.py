@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cadtrain.cli import launch_options as options
 from cadtrain.cli.options import (
     ConfigArgument,
     InitFromOption,
     JsonOption,
+    ResumeOption,
+    RunDirOption,
     SetOption,
     StartStageOption,
     TimeLimitOption,
@@ -25,99 +26,26 @@ if TYPE_CHECKING:
     from cadtrain.launch.supervise import LaunchOutcome
 
 
-class ZeroChoice(StrEnum):
-    """Values of `--zero`."""
-
-    AUTO = "auto"
-    ZERO = "0"
-    ONE = "1"
-    TWO = "2"
-    THREE = "3"
-
-
 def launch(
     config: ConfigArgument = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            "--gpus",
-            metavar="N|LIST",
-            help="Number of ranks, or GPUs by index or UUID, e.g. `0,2,3`. Default: every visible GPU.",
-            show_default=False,
-        ),
-    ] = None,
-    zero: Annotated[
-        ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits.")
-    ] = None,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep optimizer states (and, in stage 3, weights) in host memory.")
-    ] = False,
+    gpus: options.Gpus = None,
+    zero: options.Zero = None,
+    offload: options.Offload = False,
     overrides: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-    ] = False,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
     time_limit: TimeLimitOption = None,
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(
-            "--max-restarts",
-            min=0,
-            metavar="N",
-            help="Start a failed run again from its last checkpoint, N times at most.",
-        ),
-    ] = 0,
-    hang_timeout: Annotated[
-        str | None,
-        typer.Option(
-            "--hang-timeout",
-            metavar="TIME",
-            help="End a run in which no rank moves for this long; `off` waits for ever. Default: 10 times the longest "
-            "step, at least 5m; 2h while loading or saving.",
-            show_default=False,
-        ),
-    ] = None,
-    hostfile: Annotated[
-        Path | None,
-        typer.Option(
-            "--hostfile", metavar="FILE", help="Run on the hosts in FILE (`host slots=N` a line).", show_default=False
-        ),
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", min=1, metavar="N", help="Run on N hosts of this SLURM job.", show_default=False),
-    ] = None,
-    ssh_command: Annotated[
-        str | None,
-        typer.Option(
-            "--ssh-command",
-            metavar="TEMPLATE",
-            help="How to run a command on a host. Default: `ssh {host} {command}`, or srun with --nodes.",
-            show_default=False,
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            min=1,
-            max=65535,
-            help="Port over which several hosts meet. Default: a free one.",
-            show_default=False,
-        ),
-    ] = None,
-    sbatch: Annotated[
-        bool,
-        typer.Option("--sbatch", help="Print a SLURM script for this run; start nothing. --gpus are those of a node."),
-    ] = False,
-    preflight: Annotated[
-        bool, typer.Option("--preflight/--no-preflight", help="Look at the machine first, as `cadtrain doctor` does.")
-    ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be started; start and write nothing.")
-    ] = False,
+    max_restarts: options.MaxRestarts = 0,
+    hang_timeout: options.HangTimeout = None,
+    hostfile: options.Hostfile = None,
+    nodes: options.Nodes = None,
+    ssh_command: options.SshCommand = None,
+    port: options.Port = None,
+    sbatch: options.Sbatch = False,
+    preflight: options.Preflight = True,
+    dry_run: options.DryRun = False,
     as_json: JsonOption = False,
 ) -> None:
     """Plan a run, start its ranks through the DeepSpeed launcher, and look after them.
@@ -137,7 +65,7 @@ def launch(
 
       cadtrain launch my_run.yaml --nodes 2 --gpus 4 --time-limit 12h --run-dir /shared/my_run --sbatch > job.sh
     """
-    from cadtrain.cli.hosts import choose_hosts, print_sbatch
+    from cadtrain.cli.hosts import JobWishes, choose_hosts, print_sbatch
     from cadtrain.launch.devices import parse_gpus
     from cadtrain.launch.planning import LaunchRequest, plan_launch
     from cadtrain.launch.restart import RestartPolicy
@@ -146,11 +74,8 @@ def launch(
     from cadtrain.ui.launch import plan_table
 
     if sbatch:
-        wishes = as_overrides(overrides, init_from=init_from, start_stage=start_stage)
-        words = [f"--zero={zero.value}"] if zero else []
-        words += (["--offload"] if offload else []) + ([f"--max-restarts={max_restarts}"] if max_restarts else [])
-        words += [f"--hang-timeout={hang_timeout}"] if hang_timeout else []
-        print_sbatch(config, wishes, words, run_dir, nodes=nodes or 1, gpus=gpus, time_limit=time_limit)
+        job = JobWishes(run_dir, nodes, gpus, time_limit, hostfile, zero, offload, max_restarts, hang_timeout)
+        print_sbatch(config, as_overrides(overrides, init_from=init_from, start_stage=start_stage), job)
         return
     hosts, shell = choose_hosts(hostfile, nodes, gpus, ssh_command)
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
@@ -168,12 +93,9 @@ def launch(
         look_first(plan)
     make_demo_parts(plan.config)
     outcome = start(
-        plan,
-        announce=lambda text: err().print(text, markup=False),
-        hang=hang,
-        restarts=RestartPolicy(max_restarts),
+        plan, announce=lambda text: err().print(text, markup=False), hang=hang, restarts=RestartPolicy(max_restarts),
         stdout=2 if as_json else None,
-    )
+    )  # fmt: skip
     _show_outcome(plan, outcome)
     if as_json:
         print_json(_outcome_json(plan, outcome))

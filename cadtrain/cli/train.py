@@ -11,6 +11,8 @@ import typer
 from cadtrain.cli.options import (
     ConfigArgument,
     InitFromOption,
+    ResumeOption,
+    RunDirOption,
     SetOption,
     StartStageOption,
     TimeLimitOption,
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
 def train(
     config: ConfigArgument = None,
     overrides: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-    ] = False,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
     time_limit: TimeLimitOption = None,
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,

@@ -138,15 +138,8 @@ def _train(
     barrier()
     heartbeat.phase("reading a checkpoint" if resume else "starting")
     written = f"{codec.name} {codec.version}"
-    resumed = (
-        resume_state(store, engine, facts={"world_size": place.world_size, **facts}, codec=written) if resume else None
-    )
-    if resumed is None and config.checkpoint.init_from is not None:
-        resumed = (
-            first_state(plan, config.checkpoint.start_stage, codec=written),
-            take_weights(config.checkpoint.init_from, engine, place=place),
-        )
-    state, how = resumed or (first_state(plan, config.checkpoint.start_stage, codec=written), "")
+    place_facts = {"world_size": place.world_size, **facts}
+    state, how = _begin(config, plan, store, engine, place, place_facts, codec=written, resume=resume)
     order = order_of(config, feeds)
     is_other_order, state.order = bool(state.order) and state.order != order, order
     stages = tuple((stage.name, stage.last_step) for stage in plan.stages)
@@ -173,6 +166,20 @@ def _train(
     heartbeat.phase("leaving")
     engine.close()
     return state
+
+
+def _begin(
+    config: RunConfig, plan: BatchPlan, store: CheckpointStore, engine: DeepSpeedEngine, place: Place,
+    facts: Mapping[str, Any], *, codec: str, resume: bool,
+) -> tuple[TrainState, str]:  # fmt: skip
+    """Where the run begins and a word on how: its own newest checkpoint, another run's weights, or nothing. Collective."""
+    resumed = resume_state(store, engine, facts=facts, codec=codec) if resume else None
+    if resumed is not None:
+        return resumed
+    state = first_state(plan, config.checkpoint.start_stage, codec=codec)
+    if config.checkpoint.init_from is None:
+        return state, ""
+    return state, take_weights(config.checkpoint.init_from, engine, place=place)
 
 
 def order_of(config: RunConfig, feeds: Feeds) -> str:

@@ -185,6 +185,7 @@ def test_all_reduce_over_two_gloo_ranks() -> None:
     assert "2 ranks: sum right, bus bandwidth" in finding.evidence
 
 
+@pytest.mark.slow
 def test_bench_measures_three_collectives_by_size() -> None:
     findings = list(collective.check_collective(choose_devices((), 2), dict(os.environ), bench=True))
     assert [finding.name for finding in findings] == ["all-reduce", "all-gather", "reduce-scatter"]

@@ -157,6 +157,7 @@ def test_rates_are_compared_with_chip_and_slot(tmp_path: Path, monkeypatch: pyte
     assert [found[f"GPU {i} {what}"].verdict for i in (0, 1) for what in ("matrix product", "copies")] == ["ok", "ok", "warn", "warn"]
 
 
+@pytest.mark.slow
 def test_rates_on_a_cpu() -> None:
     (finding,) = measure.check_rates(pcie_bytes=None)
     assert finding.verdict is Verdict.OK, finding
