@@ -22,7 +22,7 @@ from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.launch.failure import RankFailure, read_failures, with_log, with_place
 from cadtrain.launch.folder import LOGS_NAME
 from cadtrain.launch.hang import HangLimit
-from cadtrain.launch.hosts import Host, RemoteShell, passed_on
+from cadtrain.launch.hosts import Host, RemoteShell, passed_on, secrets
 from cadtrain.launch.node import RESULT, TOKEN_NAME, NodeOrder
 from cadtrain.launch.reasons import HANG, LOST_HOST
 from cadtrain.launch.supervise import SIGNALS, GracePeriods, LaunchOutcome, count_of
@@ -105,6 +105,7 @@ class _Part:
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )  # fmt: skip
+        self.send(f"environment {json.dumps(secrets())}")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -201,7 +202,9 @@ class _Watch:
     def _pass_on(self, number: int, count: int) -> None:
         if count == 1:
             name = signal.Signals(number).name
-            self.announce(f"{name}: asking {count_of(len(self.parts), 'host')} to save and leave. Once more kills them.")
+            self.announce(
+                f"{name}: asking {count_of(len(self.parts), 'host')} to save and leave. Once more kills them."
+            )
             self._allow(self.grace.stop + 15.0)
         else:
             self._allow(0.0)

@@ -27,6 +27,7 @@ PASSED_PREFIXES = (
 )
 """Variables of this process that the ranks of other hosts get, too: a remote shell passes on none by itself."""
 
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY")
 _SLOTS = re.compile(r"slots=(\S*)")
 
 
@@ -155,5 +156,14 @@ def _expand_word(word: str) -> list[str]:
 
 
 def passed_on(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that other hosts get."""
+    """The variables that other hosts get on the command line, which everyone there can read: no secrets."""
+    return {name: value for name, value in _prefixed(environ).items() if not _SECRET.search(name)}
+
+
+def secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that other hosts get out of sight."""
+    return {name: value for name, value in _prefixed(environ).items() if _SECRET.search(name)}
+
+
+def _prefixed(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(environ.items()) if name.startswith(PASSED_PREFIXES)}

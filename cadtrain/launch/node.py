@@ -1,7 +1,7 @@
 """One host's part of a launch over several: `python -m cadtrain.launch.node`, started by `cluster.py` through a remote shell.
 
-It supervises DeepSpeed's launcher here as a launch on one host does. Its stdin is the line to the first host: `signal N`
-passes a signal on, and its end means that nobody looks after this host any more, so the ranks are killed. The last line
+It supervises DeepSpeed's launcher here as a launch on one host does. Its stdin is the line to the first host: `environment {…}`
+comes first, with variables that no process list may show; `signal N` passes a signal on, and its end means that nobody looks after this host any more, so the ranks are killed. The last line
 of its stdout says how it ended; everything else goes to stderr.
 """
 
@@ -120,6 +120,13 @@ def run_node(order: NodeOrder, announce: Callable[[str], None]) -> LaunchOutcome
     )  # fmt: skip
 
 
+def take_environment(text: str) -> None:
+    """Set the variables of the first line; another line, as of a host that is gone already, sets none."""
+    word, _, values = text.partition(" ")
+    if word == "environment":
+        os.environ.update(json.loads(values))
+
+
 class _Line:
     """The line to the first host."""
 
@@ -149,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cadtrain.launch.node")
     parser.add_argument("order")
     order = NodeOrder.load(parser.parse_args().order)
+    take_environment(sys.stdin.readline())
     line = _Line(order.hosts[order.node_rank][0])
     threading.Thread(target=line.obey, daemon=True).start()
     try:

@@ -137,7 +137,7 @@ def test_kill_of_cadtrain_itself(launches: list[Launch], tmp_path: Path) -> None
 
 
 def test_a_rank_that_hangs_in_a_collective(launches: list[Launch], tmp_path: Path) -> None:
-    launch = go(launches, tmp_path, {"kind": "hang", "rank": 1}, hang=6.0)
+    launch = go(launches, tmp_path, {"kind": "hang", "rank": 1}, hang=20.0)
     mark = launch.mark()
     outcome = launch.end()
     failure = outcome["failure"]
@@ -191,7 +191,7 @@ def test_a_killed_rank_is_started_again(launches: list[Launch], tmp_path: Path) 
 
 
 def test_a_hang_is_started_again(launches: list[Launch], tmp_path: Path) -> None:
-    launch = go(launches, tmp_path, {"kind": "hang", "rank": 0, "then": "done"}, hang=6.0, restarts=1)
+    launch = go(launches, tmp_path, {"kind": "hang", "rank": 0, "then": "done"}, hang=20.0, restarts=1)
     outcome = launch.end()
     assert (launch.process.returncode, outcome["num_restarts"]) == (0, 1), launch.said()
     assert "rank 0 failed (hang): no rank has moved for" in launch.said()

@@ -13,7 +13,16 @@ from typer.testing import CliRunner
 
 from cadtrain.cli.hosts import choose_hosts
 from cadtrain.errors import ConfigError, EnvironmentFault, UsageError
-from cadtrain.launch.hosts import SRUN, Host, RemoteShell, expand_nodelist, passed_on, read_hostfile, slurm_hosts
+from cadtrain.launch.hosts import (
+    SRUN,
+    Host,
+    RemoteShell,
+    expand_nodelist,
+    passed_on,
+    read_hostfile,
+    secrets,
+    slurm_hosts,
+)
 from cadtrain.launch.node import TOKEN_NAME, NodeOrder, check_host, launcher_argv
 
 
@@ -74,8 +83,9 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
 
 
 def test_what_other_hosts_get() -> None:
-    environ = {"NCCL_DEBUG": "INFO", "SECRET_TOKEN": "x", "PYTHONPATH": "/p", "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/root"}
-    assert passed_on(environ) == {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "INFO", "PYTHONPATH": "/p"}
+    environ = {"NCCL_DEBUG": "INFO", "SECRET_TOKEN": "x", "PYTHONPATH": "/p", "GLOO_SOCKET_IFNAME": "eth0", "HOME": "/root", "HF_TOKEN": "hf_x", "HF_HOME": "/hf"}
+    assert secrets(environ) == {"HF_TOKEN": "hf_x"}, "not on a command line, which every process list shows"
+    assert passed_on(environ) == {"GLOO_SOCKET_IFNAME": "eth0", "HF_HOME": "/hf", "NCCL_DEBUG": "INFO", "PYTHONPATH": "/p"}
 
 
 def order(run: Path, **changes: object) -> NodeOrder:

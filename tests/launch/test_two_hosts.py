@@ -97,6 +97,17 @@ def test_two_hosts_train_together(launches: list[Launch], tmp_path: Path, shell:
     assert manifest["world_size"] == 2
 
 
+def test_secrets_reach_the_other_host_out_of_sight(
+    launches: list[Launch], tmp_path: Path, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_not_for_process_lists")
+    launch = go(launches, tmp_path, {"kind": "wait"}, shell)
+    for rank, pid in enumerate(launch.pids()):
+        process = psutil.Process(pid)
+        assert process.environ()["HF_TOKEN"] == "hf_not_for_process_lists", rank
+        assert not any("hf_not_for" in word for each in [process, *process.parents()] for word in each.cmdline())
+
+
 def test_a_rank_killed_on_the_other_host_ends_both(launches: list[Launch], tmp_path: Path, shell: str) -> None:
     launch = go(launches, tmp_path, {"kind": "wait"}, shell)
     found, (_, second) = marks(launch), launch.pids()
@@ -149,7 +160,7 @@ def test_a_host_that_cannot_be_reached(launches: list[Launch], tmp_path: Path, s
 
 
 def test_a_hang_across_hosts_is_named(launches: list[Launch], tmp_path: Path, shell: str) -> None:
-    launch = go(launches, tmp_path, {"kind": "hang", "rank": 1}, shell, hang=8.0)
+    launch = go(launches, tmp_path, {"kind": "hang", "rank": 1}, shell, hang=25.0)
     found = marks(launch)
     outcome = launch.end()
     failure = outcome["failure"]
