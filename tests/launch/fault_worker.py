@@ -91,6 +91,7 @@ def hang(heartbeat: Heartbeat) -> None:
         dist.all_reduce(total)
         assert int(total[0]) == dist.get_world_size()
         heartbeat.end_step()
+    dist.destroy_process_group()
 
 
 def lose_the_way() -> None:

@@ -301,6 +301,7 @@ def rank_of(run: Path, number: int) -> psutil.Process:
     raise AssertionError(f"rank {number} does not run")
 
 
+@pytest.mark.timeout(900)
 def test_a_training_run_survives_the_kill_of_a_rank(training: Callable[..., tuple[subprocess.Popen[str], Path]]) -> None:
     process, run = training("--max-restarts", "2")
     wait_until(lambda: (run / "checkpoints" / "step-00000010").is_dir() or process.poll() is not None)
@@ -315,6 +316,7 @@ def test_a_training_run_survives_the_kill_of_a_rank(training: Callable[..., tupl
     assert_nothing_is_left(mark)
 
 
+@pytest.mark.timeout(900)
 def test_a_training_run_that_hangs_says_where(training: Callable[..., tuple[subprocess.Popen[str], Path]]) -> None:
     process, run = training("--hang-timeout", "40s")
     wait_until(lambda: (run / "checkpoints" / "step-00000010").is_dir() or process.poll() is not None)

@@ -84,6 +84,7 @@ def assert_all_gone(found: list[str]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.timeout(900)
 def test_two_hosts_train_together(launches: list[Launch], tmp_path: Path, shell: str) -> None:
     stages = [f"curriculum.{i}.duration=3" for i in range(3)] + [f"curriculum.{i}.warmup=1" for i in range(3)]
     launch = go(launches, tmp_path, {}, shell, worker=["cadtrain", "train"], set=[*stages, "checkpoint.every=3"])
