@@ -46,7 +46,10 @@ def check_extensions() -> Iterator[Finding]:
 
 
 def _extension_cache(folder: Path) -> Finding:
-    name, elsewhere = "extension cache", f"export TORCH_EXTENSIONS_DIR={tempfile.gettempdir()}/torch_extensions_{os.getuid()}"
+    name, elsewhere = (
+        "extension cache",
+        f"export TORCH_EXTENSIONS_DIR={tempfile.gettempdir()}/torch_extensions_{os.getuid()}",
+    )
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     try:
         with tempfile.NamedTemporaryFile(dir=existing):
