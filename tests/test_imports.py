@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cadtrain"
 
-SHARED_GROUND = {"errors", "units", "logs", "distributed"}
+SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat"}
 FOUNDATIONS = {"model", "data", "metrics", "checkpoint"}
 USES = {"inference", "evaluation"}
 BELOW_SERVICES = {"config", "cad", "geometry"} | FOUNDATIONS | USES
@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "logs": set(),
     "distributed": set(),
+    "heartbeat": set(),
     "config": set(),
     "cad": set(),
     "geometry": {"cad"},
@@ -64,7 +65,7 @@ OWNERS: dict[str, set[str]] = {
     "liger_kernel": {"model"},
 }
 
-TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs"}
+TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs", "heartbeat"}
 """Rooms that never import torch, not even inside a function."""
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cadtrain.cli import launch_options as options
 from cadtrain.cli.options import (
     ConfigArgument,
     InitFromOption,
     JsonOption,
+    ResumeOption,
+    RunDirOption,
     SetOption,
     StartStageOption,
     TimeLimitOption,
@@ -20,47 +21,37 @@ from cadtrain.cli.options import (
 
 if TYPE_CHECKING:
     from cadtrain.config.sections import RunConfig
+    from cadtrain.launch.hang import HangLimit
     from cadtrain.launch.planning import LaunchPlan
     from cadtrain.launch.supervise import LaunchOutcome
 
 
-class ZeroChoice(StrEnum):
-    """Values of `--zero`."""
-
-    AUTO = "auto"
-    ZERO = "0"
-    ONE = "1"
-    TWO = "2"
-    THREE = "3"
-
-
 def launch(
     config: ConfigArgument = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="Number of ranks. Default: every visible GPU.")
-    ] = None,
-    zero: Annotated[
-        ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits.")
-    ] = None,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep optimizer states (and, in stage 3, weights) in host memory.")
-    ] = False,
+    gpus: options.Gpus = None,
+    zero: options.Zero = None,
+    offload: options.Offload = False,
     overrides: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-    ] = False,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
     time_limit: TimeLimitOption = None,
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be started; start and write nothing.")
-    ] = False,
+    max_restarts: options.MaxRestarts = 0,
+    hang_timeout: options.HangTimeout = None,
+    hostfile: options.Hostfile = None,
+    nodes: options.Nodes = None,
+    ssh_command: options.SshCommand = None,
+    port: options.Port = None,
+    sbatch: options.Sbatch = False,
+    preflight: options.Preflight = True,
+    dry_run: options.DryRun = False,
     as_json: JsonOption = False,
 ) -> None:
     """Plan a run, start its ranks through the DeepSpeed launcher, and look after them.
 
     Without a GPU the ranks run on the CPU over gloo. Ctrl-C (or SIGTERM) lets them save and leave; a second one kills them.
+    Several hosts need the run folder under the same path.
 
     Examples:
 
@@ -68,30 +59,82 @@ def launch(
 
       cadtrain launch configs/demo.yaml --set batch.global_batch_size=32 --dry-run
 
-      cadtrain launch --run-dir runs/demo-20250101-120000 --resume
+      cadtrain launch --run-dir runs/demo-20250101-120000 --resume --max-restarts 3
+
+      cadtrain launch my_run.yaml --hostfile hosts --run-dir /shared/my_run
+
+      cadtrain launch my_run.yaml --nodes 2 --gpus 4 --time-limit 12h --run-dir /shared/my_run --sbatch > job.sh
     """
+    from cadtrain.cli.hosts import JobWishes, choose_hosts, print_sbatch
+    from cadtrain.launch.devices import parse_gpus
     from cadtrain.launch.planning import LaunchRequest, plan_launch
+    from cadtrain.launch.restart import RestartPolicy
     from cadtrain.launch.start import start
     from cadtrain.ui.console import err, print_json
     from cadtrain.ui.launch import plan_table
 
+    if sbatch:
+        job = JobWishes(run_dir, nodes, gpus, time_limit, hostfile, zero, offload, max_restarts, hang_timeout)
+        print_sbatch(config, as_overrides(overrides, init_from=init_from, start_stage=start_stage), job)
+        return
+    hosts, shell = choose_hosts(hostfile, nodes, gpus, ssh_command)
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
     request = LaunchRequest(
-        config=config, gpus=gpus, zero=zero.value if zero else None, offload=offload, overrides=settings,
-        run_dir=run_dir, resume=resume,
+        config=config, gpus=None if hosts else parse_gpus(gpus), zero=zero.value if zero else None, offload=offload,
+        overrides=settings, run_dir=run_dir, resume=resume, hosts=hosts, shell=shell, port=port,
     )  # fmt: skip
+    hang = hang_limit(hang_timeout)
     plan = plan_launch(request)
     if dry_run:
         _show_dry_run(plan, as_json=as_json)
         return
     err().print(plan_table(plan))
+    if preflight:
+        look_first(plan)
     make_demo_parts(plan.config)
-    outcome = start(plan, announce=lambda text: err().print(text, markup=False), stdout=2 if as_json else None)
+    outcome = start(
+        plan, announce=lambda text: err().print(text, markup=False), hang=hang, restarts=RestartPolicy(max_restarts),
+        stdout=2 if as_json else None,
+    )  # fmt: skip
     _show_outcome(plan, outcome)
     if as_json:
         print_json(_outcome_json(plan, outcome))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def look_first(plan: LaunchPlan) -> None:
+    """Show what is wrong with this machine; raises `EnvironmentFault` where the run cannot work on it."""
+    from cadtrain.doctor.finding import Verdict
+    from cadtrain.doctor.preflight import preflight
+    from cadtrain.errors import EnvironmentFault
+    from cadtrain.ui.console import err
+    from cadtrain.ui.doctor import warnings_view
+
+    report = preflight(plan)
+    if report.of(Verdict.WARN):
+        err().print(warnings_view(report))
+    if failed := report.of(Verdict.FAIL):
+        raise EnvironmentFault(
+            "\n".join(f"{finding.name}: {finding.evidence}. {finding.remedy}" for finding in failed),
+            hint="`cadtrain doctor` looks closer; --no-preflight starts all the same.",
+        )
+
+
+def hang_limit(text: str | None) -> HangLimit:
+    """`--hang-timeout`; raises `UsageError`."""
+    from cadtrain.errors import UsageError
+    from cadtrain.launch.hang import HangLimit
+    from cadtrain.units import parse_seconds
+
+    if text is None:
+        return HangLimit()
+    if text.strip() in ("off", "0"):
+        return HangLimit(0.0)
+    try:
+        return HangLimit(parse_seconds(text))
+    except ValueError as error:
+        raise UsageError(f"{error}.", where="--hang-timeout", hint="Or `off`.") from error
 
 
 def make_demo_parts(config: RunConfig) -> None:
@@ -114,9 +157,12 @@ def _show_dry_run(plan: LaunchPlan, *, as_json: bool) -> None:
         print_json(plan.as_json())
         return
     err().print(plan_table(plan))
-    for name, value in sorted(plan.environment.items()):
+    for name, value in sorted(plan.environment.items()) if plan.argv else ():
         print_text(f"{name}={shlex.quote(value)} \\")
-    print_text(shlex.join(plan.argv))
+    for _, command in plan.host_commands():
+        print_text(shlex.join(command))
+    if plan.argv:
+        print_text(shlex.join(plan.argv))
 
 
 def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
@@ -126,15 +172,25 @@ def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
 
     took = format_seconds(outcome.seconds)
     if outcome.failure is not None:
-        err().print(failure_panel(outcome.failure, title=f"failed after {took}"))
+        err().print(
+            failure_panel(outcome.failure, outcome.explanation, title=f"failed after {took}{_restarts(outcome)}")
+        )
     elif outcome.signal_number is not None:
-        err().print(f"Stopped after {took}. To go on: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False)
+        hosts = ", on the same hosts" if plan.cluster else ""
+        err().print(
+            f"Stopped after {took}. To go on{hosts}: cadtrain launch --run-dir {plan.run_dir} --resume", markup=False
+        )
     else:
-        err().print(f"Done in {took}: {plan.run_dir}", markup=False)
+        err().print(f"Done in {took}{_restarts(outcome)}: {plan.run_dir}", markup=False)
+
+
+def _restarts(outcome: LaunchOutcome) -> str:
+    count = outcome.num_restarts
+    return "" if not count else f" and {count} restart{'s' if count > 1 else ''}"
 
 
 def _outcome_json(plan: LaunchPlan, outcome: LaunchOutcome) -> dict[str, Any]:
-    failure = outcome.failure
+    failure, explanation = outcome.failure, outcome.explanation
     return {
         "run_dir": str(plan.run_dir),
         "exit_code": outcome.exit_code,
@@ -142,7 +198,17 @@ def _outcome_json(plan: LaunchPlan, outcome: LaunchOutcome) -> dict[str, Any]:
         "signal": outcome.signal_number,
         "num_ranks": plan.devices.num_ranks,
         "zero_stage": plan.zero.stage,
+        "num_restarts": outcome.num_restarts,
         "failure": None
         if failure is None
-        else {"rank": failure.rank, "type": failure.type, "message": failure.message, "exit_code": failure.exit_code},
+        else {
+            "rank": failure.rank,
+            "type": failure.type,
+            "message": failure.message,
+            "exit_code": failure.exit_code,
+            "kind": explanation.kind if explanation else None,
+            "reason": explanation.reason if explanation else "",
+            "remedies": list(explanation.remedies) if explanation else [],
+            "stood_at": failure.stood_at,
+        },
     }

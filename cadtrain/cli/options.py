@@ -35,6 +35,12 @@ SetOption = Annotated[
     ),
 ]
 
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")]
+
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
+]
+
 TimeLimitOption = Annotated[
     str | None,
     typer.Option(

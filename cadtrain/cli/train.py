@@ -11,6 +11,8 @@ import typer
 from cadtrain.cli.options import (
     ConfigArgument,
     InitFromOption,
+    ResumeOption,
+    RunDirOption,
     SetOption,
     StartStageOption,
     TimeLimitOption,
@@ -19,15 +21,14 @@ from cadtrain.cli.options import (
 
 if TYPE_CHECKING:
     from cadtrain.config.sections import RunConfig
+    from cadtrain.heartbeat import Heartbeat
 
 
 def train(
     config: ConfigArgument = None,
     overrides: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder. Default: runs/<name>-<time>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-    ] = False,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = False,
     time_limit: TimeLimitOption = None,
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,
@@ -65,12 +66,24 @@ def _train_rank(run_dir: Path | None, rank: int, *, resume: bool) -> None:
     """A rank that `launch` started: the run folder holds the configuration, and the launcher outlives the rank."""
     from cadtrain.config.load import load_run_config
     from cadtrain.errors import UsageError
+    from cadtrain.heartbeat import Heartbeat, heartbeat_path
+    from cadtrain.train.failure import write_failure
     from cadtrain.train.interrupt import die_with_parent
+    from cadtrain.train.traces import keep_traces
 
     if run_dir is None:
         raise UsageError("a rank of a launch needs --run-dir.", hint="Start runs with `cadtrain launch`.")
     die_with_parent()
-    _run(load_run_config(str(run_dir / "config.yaml")).config, run_dir, rank, resume=resume, is_launched=True)
+    keep_traces(run_dir, rank)
+    heartbeat = Heartbeat(heartbeat_path(run_dir / "logs", rank), rank)
+    heartbeat.phase("importing libraries")
+    try:
+        config = load_run_config(str(run_dir / "config.yaml")).config
+        import cadtrain.train.run  # noqa: F401, a library that cannot be loaded must leave a record, too
+    except BaseException as error:
+        write_failure(run_dir, rank, error)
+        _end_rank(error)
+    _run(config, run_dir, rank, resume=resume, is_launched=True, heartbeat=heartbeat)
 
 
 def _train_alone(
@@ -100,7 +113,9 @@ def _train_alone(
         _run(plan.config, plan.run_dir, 0, resume=resume, is_launched=False)
 
 
-def _run(config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launched: bool) -> None:
+def _run(
+    config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launched: bool, heartbeat: Heartbeat | None = None
+) -> None:
     """Run, and leave a record where it fails."""
     import logging
 
@@ -121,7 +136,7 @@ def _run(config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launch
         logging.getLogger(__name__).info("this rank ends here", exc_info=error)
 
     try:
-        run(config, run_dir, resume=resume, console=console, on_failure=record)
+        run(config, run_dir, resume=resume, console=console, on_failure=record, heartbeat=heartbeat)
     except BaseException as error:
         if not recorded:
             record(error)

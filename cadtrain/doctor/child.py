@@ -47,19 +47,23 @@ def run_python(code: str, *, seconds: float, environment: Mapping[str, str] | No
 
 
 def run_all(
-    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], *, seconds: float
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    seconds: float,
+    stop_early: bool = True,
 ) -> list[ChildResult]:
     """Run `commands` side by side, each with its additions to the environment.
 
-    When the time is over, or one has failed and the others have had a few seconds more, what is left is killed
-    together with everything it started.
+    When the time is over, or (with `stop_early`) one has failed and the others have had a few seconds more, what is left
+    is killed together with everything it started.
     """
     start = time.monotonic()
     children: list[_Child] = []
     try:
         for command, extra in zip(commands, environments, strict=True):
             children.append(_Child(command, {**os.environ, **extra}))
-        _wait(children, start + seconds)
+        _wait(children, start + seconds, stop_early=stop_early)
         return [child.collect(start) for child in children]
     finally:
         for child in children:
@@ -98,11 +102,11 @@ class _Child:
         return ChildResult(status, texts[0], texts[1], time.monotonic() - start)
 
 
-def _wait(children: Sequence[_Child], deadline: float) -> None:
+def _wait(children: Sequence[_Child], deadline: float, *, stop_early: bool) -> None:
     while time.monotonic() < deadline:
         codes = [child.poll() for child in children]
         if all(code is not None for code in codes):
             return
-        if any(code not in (None, 0) for code in codes):
+        if stop_early and any(code not in (None, 0) for code in codes):
             deadline = min(deadline, time.monotonic() + 5)
         time.sleep(0.05)

@@ -7,13 +7,17 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cadtrain.doctor.child import ChildResult, run_all
 from cadtrain.doctor.finding import Finding, fail, ok, warn
+from cadtrain.doctor.machine import NETWORK_FILE_SYSTEMS, file_system
 from cadtrain.launch.environment import clean_arch_list
 
+_STALE_SECONDS = 3600.0
+"""Age of a lock from which no build can be under way: the longest takes some minutes."""
 _BASELINE_GXX = 9
 """First g++ with all of C++17, which torch's headers want."""
 
@@ -38,14 +42,30 @@ def check_extensions() -> Iterator[Finding]:
                 f"{arch_list}: DeepSpeed cannot read the letters",
                 f"cadtrain launch mends it for its ranks; elsewhere: export TORCH_CUDA_ARCH_LIST='{clean_arch_list(arch_list)}'",
             )
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
+    yield _extension_cache(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"))
+
+
+def _extension_cache(folder: Path) -> Finding:
+    name, elsewhere = (
+        "extension cache",
+        f"export TORCH_EXTENSIONS_DIR={tempfile.gettempdir()}/torch_extensions_{os.getuid()}",
+    )
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     try:
         with tempfile.NamedTemporaryFile(dir=existing):
-            yield ok("extension cache", f"{folder} can be written")
+            pass
     except OSError as error:
-        remedy = "export TORCH_EXTENSIONS_DIR to a folder that you may write to, on a local disk."
-        yield fail("extension cache", f"{existing}: {error.strerror or error}", remedy)
+        return fail(name, f"{folder}: {existing}: {error.strerror or error}", elsewhere)
+    # torch writes `lock` beside an extension while it compiles, and waits for ever for one that a kill left behind.
+    locks = [path for path in folder.glob("**/lock") if path.is_file()]
+    stale = [path for path in locks if time.time() - path.stat().st_mtime > _STALE_SECONDS]
+    if stale:
+        remedy = f"rm {' '.join(str(path) for path in stale[:3])}"
+        return warn(name, f"{stale[0]} is a lock that a killed build left: the next one waits for it for ever", remedy)
+    kind = file_system(existing)
+    if kind in NETWORK_FILE_SYSTEMS:
+        return warn(name, f"{folder} lies on a network disk ({kind}): builds are slow and locks unsafe", elsewhere)
+    return ok(name, f"{folder} can be written")
 
 
 def _gxx(*, has_gpu: bool) -> Finding:

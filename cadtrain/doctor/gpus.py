@@ -17,8 +17,9 @@ HELD_BYTES = 2**30
 """Memory in use on a GPU before a run from which a warning is given."""
 
 _TORCH = """
-import json, torch
+import importlib.util, json, torch
 facts = {"version": torch.__version__, "cuda": torch.version.cuda, "devices": []}
+facts["varlen"] = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 if torch.cuda.is_available():
     facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     facts["architectures"] = torch.cuda.get_arch_list()
@@ -39,6 +40,8 @@ class TorchFacts:
     cuda: str | None
     nccl: str | None
     num_devices: int
+    has_varlen: bool = True
+    """Whether torch has the attention kernel for packed sequences."""
 
 
 def check_torch(gpus: tuple[Gpu, ...]) -> tuple[TorchFacts | None, list[Finding]]:
@@ -53,7 +56,7 @@ def check_torch(gpus: tuple[Gpu, ...]) -> tuple[TorchFacts | None, list[Finding]
         )
         return None, [fail("torch", result.reason(), remedy)]
     raw: dict[str, Any] = json.loads(line.removeprefix("facts "))
-    facts = TorchFacts(raw["version"], raw["cuda"], raw.get("nccl"), len(raw["devices"]))
+    facts = TorchFacts(raw["version"], raw["cuda"], raw.get("nccl"), len(raw["devices"]), bool(raw.get("varlen", True)))
     text = f"{facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'CPU only'}"
     if facts.nccl:
         text += f", NCCL {facts.nccl}"
@@ -70,6 +73,20 @@ def check_torch(gpus: tuple[Gpu, ...]) -> tuple[TorchFacts | None, list[Finding]
             fail("torch", f"{text}; it sees {facts.num_devices} of {len(gpus)} GPUs", _driver_remedy(facts.cuda))
         ]
     return facts, [ok("torch", text)]
+
+
+def check_attention(facts: TorchFacts | None, *, has_gpu: bool) -> Iterator[Finding]:
+    """The attention kernel for packed sequences (CPU ranks use a mask instead)."""
+    if facts is None or not has_gpu:
+        return
+    if facts.has_varlen:
+        yield ok("packed attention", "torch.nn.attention.varlen is there")
+    else:
+        yield fail(
+            "packed attention",
+            f"torch {facts.version} has no torch.nn.attention.varlen",
+            "pip install 'torch>=2.10,<2.14'",
+        )
 
 
 def _driver_remedy(cuda: str | None) -> str:
@@ -94,8 +111,8 @@ def check_driver(facts: TorchFacts | None) -> Iterator[Finding]:
         yield ok("driver", text)
 
 
-def check_gpus(gpus: tuple[Gpu, ...], requested: int | None) -> Iterator[Finding]:
-    """Number, memory, who holds it, memory errors and links of the GPUs."""
+def check_gpus(gpus: tuple[Gpu, ...], requested: int | None, *, tell_links: bool = True) -> Iterator[Finding]:
+    """Number, memory, who holds it, and (unless told elsewhere) links of the GPUs."""
     if not gpus:
         yield ok("GPUs", "none visible: ranks run on CPUs over gloo")
         return
@@ -114,7 +131,7 @@ def check_gpus(gpus: tuple[Gpu, ...], requested: int | None) -> Iterator[Finding
     with _nvml() as nvml:
         for gpu in gpus if nvml is not None else ():
             yield from _one_gpu(nvml, gpu)
-        if nvml is not None and len(gpus) > 1:
+        if nvml is not None and len(gpus) > 1 and tell_links:
             yield ok("GPU links", _links(nvml, gpus))
 
 
@@ -141,16 +158,6 @@ def _one_gpu(nvml: Any, gpu: Gpu) -> Iterator[Finding]:
             f"{format_bytes(used)} are held by {who}",
             "End them, or choose other GPUs with CUDA_VISIBLE_DEVICES.",
         )
-    with contextlib.suppress(nvml.NVMLError):
-        errors = nvml.nvmlDeviceGetTotalEccErrors(
-            handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-        )
-        if errors:
-            yield warn(
-                f"GPU {gpu.id} ECC",
-                f"{errors} uncorrected memory errors since the driver started",
-                "Have the GPU reset or replaced.",
-            )
 
 
 def _process_name(pid: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cadtrain.doctor.finding import Finding, fail, ok, warn
+from cadtrain.launch.evidence import CGROUPS, cgroup_folders
 from cadtrain.units import format_bytes
 
 GIB = 2**30
@@ -40,12 +41,10 @@ def check_memory(*, num_gpus: int) -> Iterator[Finding]:
         yield ok("host memory", text)
 
 
-def cgroup_memory_limit(
-    root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc/self/cgroup")
-) -> tuple[int, int] | None:
+def cgroup_memory_limit(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
     """(limit, in use) in bytes of the tightest control group that this process is in; None where there is none."""
     found = []
-    for folder in _cgroup_folders(root, proc):
+    for folder in cgroup_folders(root, proc):
         for limit_name, used_name in (
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -59,21 +58,6 @@ def cgroup_memory_limit(
             if limit.isdecimal() and used.isdecimal() and int(limit) < 2**60:
                 found.append((int(limit), int(used)))
     return min(found, default=None)
-
-
-def _cgroup_folders(root: Path, proc: Path) -> Iterator[Path]:
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        inner = Path(path.lstrip("/"))
-        yield from (base / part for part in (inner, *inner.parents))
 
 
 def check_shared_memory(*, num_gpus: int, path: Path = Path("/dev/shm")) -> Iterator[Finding]:
@@ -115,8 +99,8 @@ def _limit(value: int) -> str:
     return "unlimited" if value == resource.RLIM_INFINITY else str(value)
 
 
-def check_disk(folder: Path, *, write: bool = True) -> Iterator[Finding]:
-    """Room for checkpoints in `folder`, and how fast it takes them with fsync."""
+def check_disk(folder: Path, *, write: bool = True, wanted: int = GIB) -> Iterator[Finding]:
+    """Room for checkpoints in `folder` (at least `wanted` bytes), and how fast it takes them with fsync."""
     existing = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), Path("/"))
     try:
         free = shutil.disk_usage(existing).free
@@ -126,10 +110,14 @@ def check_disk(folder: Path, *, write: bool = True) -> Iterator[Finding]:
             "disk", f"{existing}: {error.strerror or error}", "Give a --run-dir on a disk that you may write to."
         )
         return
+    kind = file_system(existing)
     text = f"{existing.absolute()}: {format_bytes(free)} free"
+    if kind in NETWORK_FILE_SYSTEMS:
+        text += f", on a network disk ({kind})"
     if rate is not None:
         text += f", writes {format_bytes(rate)}/s"
-    if free < GIB:
+    if free < wanted:
+        text += f", {format_bytes(wanted)} are wanted" if wanted != GIB else ""
         yield fail("disk", text, "Free space, or give a --run-dir on another disk.")
     elif free < 20 * GIB:
         yield warn(
@@ -139,6 +127,29 @@ def check_disk(folder: Path, *, write: bool = True) -> Iterator[Finding]:
         yield warn("disk", text, "Checkpoints will take long; give a --run-dir on a faster disk.")
     else:
         yield ok("disk", text)
+
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "9p"}
+)
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system that `path` lies on, e.g. `ext4` or `nfs4`; empty where that is not known."""
+    try:
+        rows = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ""
+    resolved = path.absolute().resolve()
+    best, found = -1, ""
+    for row in rows:
+        if len(row) < 3:
+            continue
+        # Spaces in a mount point are written as octal.
+        point = Path(row[1].replace("\\040", " "))
+        if len(point.parts) >= best and resolved.is_relative_to(point):
+            best, found = len(point.parts), row[2]
+    return found
 
 
 def _write_rate(folder: Path) -> float:

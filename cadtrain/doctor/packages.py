@@ -11,6 +11,8 @@ from cadtrain.doctor.child import run_python
 from cadtrain.doctor.finding import Finding, fail, ok, warn
 
 _EXTRAS = {"gpu": "faster training on GPUs (fused kernels)", "wandb": "metrics in Weights & Biases"}
+_TOLD = ("torch", "deepspeed", "transformers", "peft")
+"""Packages whose versions are named even where all is well."""
 _CAD_KERNEL = """
 from OCP.BRepGProp import BRepGProp
 from OCP.BRepPrimAPI import BRepPrimAPI_MakeBox
@@ -71,7 +73,8 @@ def check_packages() -> Iterator[Finding]:
             yield fail(
                 wanted.name, f"{found}, wanted {wanted.specifier}", f"pip install '{wanted.name}{wanted.specifier}'"
             )
-    yield ok("packages", ", ".join(good))
+    named = [text for text in good if text.split()[0] in _TOLD] or good[:3]
+    yield ok("packages", f"{len(good)} as declared, among them {', '.join(named)}")
 
 
 def check_extras(*, has_gpu: bool) -> Iterator[Finding]:

@@ -22,6 +22,9 @@ from cadtrain.errors import EnvironmentFault, UsageError
 DEFAULT_CPU_RANKS = 2
 """Ranks on a machine without a GPU when no number is asked for: the fewest that exercise the collectives."""
 
+GpuRequest = int | tuple[str, ...] | None
+"""What `--gpus` asks for: a number of ranks, these GPUs, or all."""
+
 MIG = "MIG-"
 """How the name of a part of a GPU begins."""
 
@@ -67,14 +70,40 @@ class RankDevices:
         return f"{self.num_ranks} × {', '.join(names)}"
 
 
-def choose_devices(gpus: Sequence[Gpu], requested: int | None) -> RankDevices:
+def parse_gpus(text: str | None) -> GpuRequest:
+    """`--gpus`: `auto` (None), a number of ranks, or a list of indices or UUIDs: `0,2,3`, `GPU-5f1e,GPU-77aa`, `2,`.
+
+    Raises `UsageError` that names the entry.
+    """
+    written = (text or "auto").strip()
+    if written == "auto":
+        return None
+    if written.isdecimal():
+        if int(written) < 1:
+            raise UsageError(f"{written} ranks were asked for.", where="--gpus", hint="Give 1 or more.")
+        return int(written)
+    names = [part.strip() for part in written.removesuffix(",").split(",")]
+    wrong = [name for name in names if not (name.isdecimal() or name.startswith(("GPU-", MIG)))]
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if wrong or repeated:
+        found = f"{wrong[0]!r} is no GPU" if wrong else f"{repeated[0]} is named twice"
+        raise UsageError(
+            f"{found} in {written!r}.",
+            where="--gpus",
+            hint="Give auto, a number of ranks, or a list of indices or UUIDs such as 0,2,3 (one alone: `2,`).",
+        )
+    return tuple(names)
+
+
+def choose_devices(gpus: Sequence[Gpu], requested: GpuRequest) -> RankDevices:
     """The devices for `requested` ranks (None: all GPUs, or `DEFAULT_CPU_RANKS` CPU ranks where there is no GPU).
 
-    Raises `EnvironmentFault` where there are GPUs but fewer than asked or parts of GPUs that DeepSpeed cannot name, and
-    `UsageError` for a number below 1.
+    Raises `EnvironmentFault` where there are GPUs but fewer than asked, not the ones named, or parts of GPUs that
+    DeepSpeed cannot name.
     """
-    if requested is not None and requested < 1:
-        raise UsageError(f"{requested} ranks were asked for.", where="--gpus", hint="Give 1 or more.")
+    if isinstance(requested, tuple):
+        gpus = _named(gpus, requested)
+        requested = len(gpus)
     if not gpus:
         return RankDevices("cpu", requested or DEFAULT_CPU_RANKS, ())
     count = requested or len(gpus)
@@ -93,6 +122,23 @@ def choose_devices(gpus: Sequence[Gpu], requested: int | None) -> RankDevices:
             hint="Unset it inside a container that has this one instance, or use a whole GPU.",
         )
     return RankDevices("cuda", count, chosen)
+
+
+def _named(gpus: Sequence[Gpu], names: Sequence[str]) -> list[Gpu]:
+    """The visible GPUs that `names` (indices as nvidia-smi shows them, or UUIDs) stand for, in that order."""
+    chosen: list[Gpu] = []
+    for name in names:
+        found = [gpu for gpu in gpus if gpu.id == name or (not name.isdecimal() and gpu.uuid.startswith(name))]
+        if len(found) != 1 or found[0] in chosen:
+            visible = ", ".join(f"{gpu.id} ({gpu.uuid[:12]})" for gpu in gpus) or "none"
+            what = "stands for several GPUs" if len(found) > 1 else "is named twice" if found else "is not visible"
+            raise EnvironmentFault(
+                f"GPU {name} {what}; visible: {visible}.",
+                where="--gpus",
+                hint="Name visible ones by the index that nvidia-smi shows, or by UUID.",
+            )
+        chosen.append(found[0])
+    return chosen
 
 
 def find_gpus(environ: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from cadtrain.launch.devices import RankDevices
@@ -41,8 +42,13 @@ def clean_arch_list(value: str) -> str:
     return ";".join(cleaned)
 
 
-def environment_changes(devices: RankDevices, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set for the ranks; what the user has set stays, but for values known to break a run."""
+def environment_changes(
+    devices: RankDevices, environ: Mapping[str, str], *, logs: Path | None = None
+) -> dict[str, str]:
+    """The variables to set for the ranks; what the user has set stays, but for values known to break a run.
+
+    With `logs`, NCCL's flight recorder writes there which collectives each rank had called when one timed out.
+    """
     changes: dict[str, str] = {}
 
     def default(name: str, value: str) -> None:
@@ -65,12 +71,27 @@ def environment_changes(devices: RankDevices, environ: Mapping[str, str]) -> dic
             default("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         default("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         default("NCCL_DEBUG", "WARN")
+        if logs is not None:
+            for name, value in flight_recorder(logs.absolute()).items():
+                default(name, value)
     if (path := _path_with_ninja(environ.get("PATH", os.defpath))) is not None:
         changes["PATH"] = path
     arch_list = environ.get("TORCH_CUDA_ARCH_LIST")
     if arch_list is not None and clean_arch_list(arch_list) != arch_list:
         changes["TORCH_CUDA_ARCH_LIST"] = clean_arch_list(arch_list)
     return changes
+
+
+def flight_recorder(logs: Path) -> dict[str, str]:
+    """The variables that let torch keep each rank's last NCCL collectives and write them out at a time-out.
+
+    Newer versions of torch read TORCH_FR_… and still know the older names.
+    """
+    return {
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(logs / "nccl_trace_rank_"),
+    }
 
 
 def _path_with_ninja(path: str) -> str | None:

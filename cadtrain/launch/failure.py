@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -9,6 +10,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cadtrain.heartbeat import heartbeat_path, read_beat
 
 LOG_TAIL_LINES = 20
 _ERROR_NAME = re.compile(r"rank_(\d+)\.error\.json")
@@ -37,6 +40,12 @@ class RankFailure:
     traceback: str = ""
     log_tail: str = ""
     log_path: Path | None = None
+    is_expected: bool = False
+    """Whether cadtrain raised it on purpose: its message says what to do, and a traceback would say no more."""
+    native_tail: str = ""
+    """The end of what native libraries wrote."""
+    stood_at: str = ""
+    """Where the rank stood when it last gave a sign of life."""
 
     @property
     def is_interrupt(self) -> bool:
@@ -64,8 +73,9 @@ def read_failures(logs: Path) -> list[_Written]:
                 message=str(record["message"]),
                 exit_code=int(record["exit_code"]),
                 traceback=str(record.get("traceback") or ""),
-                log_path=_log_path(logs, int(match[1])) if match else None,
+                is_expected=bool(record.get("is_expected", False)),
             )
+            failure = _with_surroundings(logs, failure)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         found.append(_Written(written, failure))
@@ -104,24 +114,55 @@ def _is_first(kill: RankExit, written: Sequence[_Written]) -> bool:
 
 
 def _from_exit(logs: Path, rank: int, status: int) -> RankFailure:
-    path = _log_path(logs, rank) if rank >= 0 else None
-    tail = _tail(path) if path is not None else ""
     if status >= 0:
         # 1 is Python's code for an uncaught exception; here that is a failed training.
-        return RankFailure(
-            rank, "exit", f"ended with exit code {status} and no message.", 4 if status == 1 else status, "", tail, path
+        failure = RankFailure(
+            rank, "exit", f"ended with exit code {status} and no message.", 4 if status == 1 else status
         )
+        return _with_surroundings(logs, failure, tail=True)
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    reason = {
-        "SIGKILL": "was killed (SIGKILL). Most often the host ran out of memory: look at `dmesg` or the job's memory limit.",
-        "SIGBUS": "was killed (SIGBUS). Most often /dev/shm is full: give the container more (--shm-size=16g).",
+    message = {
+        "SIGKILL": "was killed (SIGKILL).",
+        "SIGBUS": "was killed (SIGBUS): memory mapped from a file could not be had.",
         "SIGSEGV": "crashed (SIGSEGV) in native code.",
         "SIGABRT": "aborted (SIGABRT) in native code; a NCCL time limit ends this way too.",
     }.get(name, f"was ended by {name}.")
-    return RankFailure(rank, name, reason, 128 - status, "", tail, path)
+    return _with_surroundings(logs, RankFailure(rank, name, message, 128 - status), tail=True)
+
+
+def launcher_killed(number: int) -> RankFailure:
+    """The failure of a launch whose DeepSpeed launcher was ended by the signal `number` from outside."""
+    name = signal.Signals(number).name
+    return RankFailure(
+        -1, name, f"DeepSpeed's launcher was killed ({name}); its ranks were ended with it.", 128 + number
+    )
+
+
+def with_place(logs: Path, failure: RankFailure) -> RankFailure:
+    """`failure` with where its rank stood when it last gave a sign of life."""
+    beat = read_beat(heartbeat_path(logs, failure.rank)) if failure.rank >= 0 else None
+    return failure if beat is None else dataclasses.replace(failure, stood_at=beat.where())
+
+
+def with_log(logs: Path, failure: RankFailure) -> RankFailure:
+    """`failure` with its rank's log, where there is one."""
+    return dataclasses.replace(failure, log_path=_log_path(logs, failure.rank)) if failure.rank >= 0 else failure
+
+
+def _with_surroundings(logs: Path, failure: RankFailure, *, tail: bool = False) -> RankFailure:
+    """`failure` with its rank's log, what native libraries wrote, and where it stood."""
+    if failure.rank < 0:
+        return failure
+    path = _log_path(logs, failure.rank)
+    return dataclasses.replace(
+        with_place(logs, failure),
+        log_path=path,
+        log_tail=_tail(path) if tail else "",
+        native_tail=_tail(logs / f"rank_{failure.rank:02d}.native.txt"),
+    )
 
 
 def _log_path(logs: Path, rank: int) -> Path | None:

@@ -18,6 +18,9 @@ from cadtrain.errors import EnvironmentFault, UsageError
 CONFIG_NAME = "config.yaml"
 ENVIRONMENT_NAME = "environment.json"
 LOGS_NAME = "logs"
+START_FILES = ("rank_*.error.json", "rank_*.stacks.txt", "rank_*.native.txt", "rank_*.heartbeat", "nccl_trace_*")
+"""What is of one start of the ranks, in `logs/`; `rank_NN.log` is appended to by each."""
+LOCK_NAME = ".launch.lock"
 
 
 def default_run_dir(name: str, now: datetime.datetime | None = None) -> Path:
@@ -47,14 +50,15 @@ def check_run_dir(run_dir: Path, *, resume: bool) -> None:
 def prepare_run_dir(run_dir: Path, config_yaml: str, environment: Mapping[str, Any]) -> None:
     """Make the folder and write `config.yaml` and `environment.json`.
 
-    A configuration that a resumed run replaces is kept beside it as `config.<n>.yaml`; error files of an
-    earlier start are removed, so that what is read after this one is of this one. Raises `EnvironmentFault`
+    A configuration that a resumed run replaces is kept beside it as `config.<n>.yaml`; what the ranks of an earlier
+    start left for the launcher is removed, so that what is read after this one is of this one. Raises `EnvironmentFault`
     where the folder cannot be written.
     """
     try:
         (run_dir / LOGS_NAME).mkdir(parents=True, exist_ok=True)
-        for stale in (run_dir / LOGS_NAME).glob("rank_*.error.json"):
-            stale.unlink()
+        for pattern in START_FILES:
+            for stale in (run_dir / LOGS_NAME).glob(pattern):
+                stale.unlink()
         _keep_replaced(run_dir / CONFIG_NAME, config_yaml)
         write_atomically(run_dir / CONFIG_NAME, config_yaml)
         write_atomically(run_dir / ENVIRONMENT_NAME, json.dumps(environment, indent=2) + "\n")
@@ -82,7 +86,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     The lock goes with the process, so a killed launcher leaves none behind. On a file system without locks
     nothing is held.
     """
-    with open(run_dir / ".launch.lock", "w", encoding="utf-8") as file:
+    with open(run_dir / LOCK_NAME, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from cadtrain.checkpoint.layout import CHECKPOINTS, STATE, checkpoint_name, list_steps
 from cadtrain.errors import UsageError
-from cadtrain.launch.devices import RankDevices, choose_devices, find_gpus
+from cadtrain.launch.cluster import Cluster
+from cadtrain.launch.devices import GpuRequest, RankDevices, choose_devices, find_gpus
 from cadtrain.launch.environment import environment_changes
-from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, check_run_dir, default_run_dir
+from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, LOGS_NAME, check_run_dir, default_run_dir
+from cadtrain.launch.hosts import PLAIN_SSH, Host, RemoteShell, passed_on
 from cadtrain.plan.memory import StageChoice, choose_stage
 
 if TYPE_CHECKING:
@@ -32,12 +34,17 @@ class LaunchRequest:
     """What was asked for on the command line; None where nothing was."""
 
     config: str | None = None
-    gpus: int | None = None
+    gpus: GpuRequest = None
     zero: str | None = None
     offload: bool = False
     overrides: tuple[str, ...] = ()
     run_dir: Path | None = None
     resume: bool = False
+    hosts: tuple[Host, ...] = ()
+    """Hosts to run on; none for this one alone."""
+    shell: RemoteShell = PLAIN_SSH
+    port: int | None = None
+    """The port over which the ranks of several hosts meet; None takes a free one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,17 @@ class LaunchPlan:
     run_dir: Path
     resume: bool
     argv: tuple[str, ...]
+    """DeepSpeed's launcher on this host; empty where `cluster` starts one on each of several."""
     environment: dict[str, str]
+    cluster: Cluster | None = None
+    has_fixed_port: bool = False
+
+    def host_commands(self) -> list[tuple[Host, list[str]]]:
+        """What is executed here for each host of a run over several."""
+        if self.cluster is None:
+            return []
+        orders = self.cluster.orders(self.run_dir, "TOKEN", resume=self.resume)
+        return [(self.cluster.hosts[order.node_rank], self.cluster.argv(order, passed_on())) for order in orders]
 
     def as_json(self) -> dict[str, Any]:
         """The plan for a script: argv, environment changes and what was decided."""
@@ -66,6 +83,9 @@ class LaunchPlan:
             "zero_reason": self.zero.reason,
             "argv": list(self.argv),
             "environment": self.environment,
+            "hosts": [
+                {"name": host.name, "slots": host.slots, "argv": command} for host, command in self.host_commands()
+            ],
         }
 
 
@@ -90,12 +110,14 @@ def plan_launch(
         find_checkpoint(config.checkpoint.init_from)
     if request.resume and request.run_dir is not None:
         _check_codec(config, request.run_dir)
-    devices = choose_devices(find_gpus(environ), request.gpus or _ranks_before(request))
+    devices = _devices(request, environ)
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
     choice = choose_stage(config, devices.num_ranks, memory)
     config = with_stage(config, choice.stage, offload_parameters=request.offload and choice.stage == 3)
     run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
     check_run_dir(run_dir, resume=request.resume)
+    cluster = _cluster(request, devices, tuple(worker))
+    argv = () if cluster else launcher_argv(devices, run_dir, port=free_port(), resume=request.resume, worker=worker)
     return LaunchPlan(
         config=config,
         source=source,
@@ -103,9 +125,26 @@ def plan_launch(
         zero=choice,
         run_dir=run_dir,
         resume=request.resume,
-        argv=tuple(launcher_argv(devices, run_dir, port=free_port(), resume=request.resume, worker=worker)),
-        environment=environment_changes(devices, environ),
+        argv=tuple(argv),
+        environment=environment_changes(devices, environ, logs=run_dir / LOGS_NAME),
+        cluster=cluster,
+        has_fixed_port=request.port is not None,
     )
+
+
+def _devices(request: LaunchRequest, environ: Mapping[str, str]) -> RankDevices:
+    gpus = find_gpus(environ)
+    if request.hosts:
+        # The other hosts are taken to have GPUs like this one's; each looks for itself before it starts ranks.
+        return RankDevices("cuda" if gpus else "cpu", sum(host.slots for host in request.hosts), gpus)
+    return choose_devices(gpus, request.gpus or _ranks_before(request))
+
+
+def _cluster(request: LaunchRequest, devices: RankDevices, worker: tuple[str, ...]) -> Cluster | None:
+    if not request.hosts:
+        return None
+    port = request.port if request.port is not None else free_port()
+    return Cluster(request.hosts, request.shell, devices.kind, request.hosts[0].name, port, worker)
 
 
 def _check_data(config: RunConfig) -> None:

@@ -8,6 +8,7 @@ what is left at the end is killed, and `guard.py` does the same when the supervi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -23,7 +24,9 @@ from types import FrameType
 import psutil
 
 from cadtrain.launch import guard
-from cadtrain.launch.failure import RankExit, RankFailure, first_failure, read_failures
+from cadtrain.launch.failure import RankExit, RankFailure, first_failure, launcher_killed, read_failures, with_place
+from cadtrain.launch.hang import HangLimit, HangWatch, ask_for_stacks
+from cadtrain.launch.reasons import HANG, Explanation
 
 POLL_SECONDS = 0.1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -47,6 +50,12 @@ class LaunchOutcome:
     failure: RankFailure | None
     signal_number: int | None
     seconds: float
+    pids: tuple[int, ...] = ()
+    """Process ids of the ranks that were found."""
+    explanation: Explanation | None = None
+    """The failure in plain words; `start` adds it."""
+    num_restarts: int = 0
+    """Starts after the first one."""
 
 
 def supervise(
@@ -55,24 +64,27 @@ def supervise(
     logs: Path,
     num_ranks: int,
     *,
+    first_rank: int = 0,
     grace: GracePeriods = GracePeriods(),
+    hang: HangLimit = HangLimit(),
     announce: Callable[[str], None] = lambda text: None,
     stdout: int | None = None,
 ) -> LaunchOutcome:
-    """Run the launcher `argv` with `environment` until every process it started has ended.
+    """Run the launcher `argv` of ranks `first_rank` and following with `environment` until every process it started has ended.
 
     Must be called from the main thread: it takes SIGINT, SIGTERM, SIGHUP and SIGUSR1 for as long as it runs. A first signal is
-    passed to all ranks, a second kills them. `announce` gets lines for people. `stdout` redirects the ranks' output.
+    passed to all ranks, a second kills them. Where no rank moves for longer than `hang` allows, all write their stacks and are
+    killed. `announce` gets lines for people. `stdout` redirects the ranks' output.
     """
-    return _Supervisor(argv, environment, logs, num_ranks, grace, announce, stdout).run()
+    return _Supervisor(argv, environment, logs, num_ranks, first_rank, grace, hang, announce, stdout).run()
 
 
 class _Supervisor:
     def __init__(
-        self, argv: Sequence[str], environment: Mapping[str, str], logs: Path, num_ranks: int, grace: GracePeriods,
-        announce: Callable[[str], None], stdout: int | None,
+        self, argv: Sequence[str], environment: Mapping[str, str], logs: Path, num_ranks: int, first_rank: int,
+        grace: GracePeriods, hang: HangLimit, announce: Callable[[str], None], stdout: int | None,
     ) -> None:  # fmt: skip
-        self.argv, self.logs, self.num_ranks = list(argv), logs, num_ranks
+        self.argv, self.logs, self.num_ranks, self.first_rank = list(argv), logs, num_ranks, first_rank
         self.grace, self.announce, self.stdout = grace, announce, stdout
         self.mark = uuid.uuid4().hex
         self.environment = {**environment, guard.MARK_VARIABLE: self.mark}
@@ -83,6 +95,8 @@ class _Supervisor:
         self.exits: list[RankExit] = []
         self.deadline: float | None = None
         self.failed = False
+        self.hang_watch = HangWatch(logs, hang)
+        self.own_failure: RankFailure | None = None  # one that the ranks cannot tell of
 
     def run(self) -> LaunchOutcome:
         start = time.monotonic()
@@ -134,7 +148,7 @@ class _Supervisor:
 
     def _watch(self, launcher: int) -> None:
         """Until the launcher has ended or a grace period is over."""
-        while not _has_ended(launcher):
+        while (status := _status_of(launcher)) is None:
             self._find_ranks(launcher)
             self._note_exits()
             self._handle_signals()
@@ -143,10 +157,23 @@ class _Supervisor:
                 self._allow(self.grace.failure)
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 if alive := self._alive():
-                    self.announce(f"{len(alive)} ranks have not left and are killed.")
+                    self.announce(f"{count_of(len(alive), 'rank')} did not leave and must be killed.")
                 return
-            self.exit_events.wait(POLL_SECONDS)
+            if not self.failed and not self.received and self.hang_watch.is_hung(self.ranks):
+                self._note_hang()
+                return
+            self.exit_events.wait(POLL_SECONDS if len(self.ranks) == self.num_ranks else POLL_SECONDS / 5)
         self._note_exits()
+        # A rank that is killed makes the launcher exit with a code; it is killed itself only from outside.
+        if status < 0 and not self.received:
+            self.own_failure = launcher_killed(-status)
+
+    def _note_hang(self) -> None:
+        """Let the ranks say where they stand, and make that the failure."""
+        self.announce("No rank moves any more: their stacks are written, then they are killed.")
+        ask_for_stacks(self.logs, self.ranks)
+        rank, text = self.hang_watch.describe()
+        self.own_failure = with_place(self.logs, RankFailure(rank, HANG, text, 4))
 
     def _allow(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -156,8 +183,13 @@ class _Supervisor:
         if len(self.ranks) == self.num_ranks:
             return
         with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(launcher).children():
-                if (rank := _rank_of(child)) is not None and rank not in self.ranks:
+            children = sorted(psutil.Process(launcher).children(), key=lambda child: (child.create_time(), child.pid))
+            known = {rank: child for child in children if (rank := _rank_of(child)) is not None}
+            if len(known) < len(children) == self.num_ranks:
+                # One that ended at once shows no environment any more; the launcher starts ranks in order.
+                known = {self.first_rank + number: child for number, child in enumerate(children)}
+            for rank, child in known.items():
+                if rank not in self.ranks:
                     self.ranks[rank] = child
                     self.exit_events.add(child.pid)
 
@@ -195,7 +227,7 @@ class _Supervisor:
                 self.announce(f"{name}: stopped before the ranks had started.")
                 self.deadline = time.monotonic()
                 return
-            self.announce(f"{name}: asking {self.num_ranks} ranks to save and leave. Once more kills them.")
+            self.announce(f"{name}: asking {count_of(self.num_ranks, 'rank')} to save and leave. Once more kills them.")
             self._allow(self.grace.stop)
         passed = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         for process in alive:
@@ -205,7 +237,13 @@ class _Supervisor:
                     process.send_signal(passed)
 
     def _outcome(self, status: int, seconds: float) -> LaunchOutcome:
+        outcome = self._judge(status, seconds)
+        return dataclasses.replace(outcome, pids=tuple(process.pid for process in self.ranks.values()))
+
+    def _judge(self, status: int, seconds: float) -> LaunchOutcome:
         number = self.received[0] if self.received else None
+        if self.own_failure is not None:
+            return LaunchOutcome(self.own_failure.exit_code, self.own_failure, None, seconds)
         failure = first_failure(self.logs, self.exits, status if status >= 0 else 256 + status)
         if failure is None and status == 0 and self.exits and all(exit.status == 0 for exit in self.exits):
             # A signal that came too late: the run was done before its ranks could heed it.
@@ -218,6 +256,11 @@ class _Supervisor:
         if failure is not None:
             return LaunchOutcome(failure.exit_code, failure, number, seconds)
         return LaunchOutcome(0, None, number, seconds)
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _ignore_usr1() -> None:
@@ -256,9 +299,12 @@ class _ExitEvents:
         self._open.clear()
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether this process's child `pid` has ended; it is left to be collected."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _status_of(pid: int) -> int | None:
+    """Exit code of this process's child `pid`, -n for a signal n, None while it runs; it is left to be collected."""
+    result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
 def _rank_of(process: psutil.Process) -> int | None:

@@ -11,10 +11,28 @@ from cadtrain.checkpoint.manifest import Manifest
 from cadtrain.checkpoint.source import find_checkpoint
 from cadtrain.checkpoint.store import CheckpointStore
 from cadtrain.config.batch_plan import BatchPlan
+from cadtrain.config.sections import RunConfig
 from cadtrain.distributed import Place, all_agree, first_verdict
 from cadtrain.errors import CheckpointError
 from cadtrain.train.engine import Engine
 from cadtrain.train.state import TrainState
+
+
+def begin(
+    config: RunConfig, plan: BatchPlan, store: CheckpointStore, engine: Engine, place: Place, facts: Mapping[str, Any], *,
+    codec: str, resume: bool,
+) -> tuple[TrainState, str]:  # fmt: skip
+    """The state that a run begins with and a word on how: its own newest checkpoint, another run's weights, or nothing. Collective.
+
+    `facts` and `codec` are those of `resume_state`.
+    """
+    resumed = resume_state(store, engine, facts=facts, codec=codec) if resume else None
+    if resumed is not None:
+        return resumed
+    state = first_state(plan, config.checkpoint.start_stage, codec=codec)
+    if config.checkpoint.init_from is None:
+        return state, ""
+    return state, take_weights(config.checkpoint.init_from, engine, place=place)
 
 
 def first_state(plan: BatchPlan, start_stage: str | None, *, codec: str) -> TrainState:

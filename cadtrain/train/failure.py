@@ -20,6 +20,7 @@ def write_failure(run_dir: Path, rank: int, error: BaseException) -> None:
         "time": time.time(),
         "type": type(error).__name__,
         "message": str(error) or type(error).__name__,
+        "is_expected": isinstance(error, CadtrainError),
         "exit_code": error.exit_code if isinstance(error, CadtrainError) else 4,
         "traceback": "".join(traceback.format_exception(error)),
     }

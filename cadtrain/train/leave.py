@@ -67,9 +67,16 @@ class LeaveWatch:
 
 
 def watch_for(run_dir: Path, *, time_limit_seconds: float | None, saved_bytes: int, is_main: bool) -> LeaveWatch:
-    """Rank 0's watch over `run_dir` and the time; the other ranks', which never has a reason."""
+    """Rank 0's watch over `run_dir` and the time; the other ranks', which never has a reason.
+
+    Under `cadtrain launch` the limit counts from the launch (CADTRAIN_LAUNCH_TIME), else from here.
+    """
     if not is_main:
         return LeaveWatch()
+    began = os.environ.get("CADTRAIN_LAUNCH_TIME")
+    if time_limit_seconds is not None and began is not None:
+        # The limit holds for the launch, its start-up and its restarts included.
+        time_limit_seconds -= time.time() - float(began)
     watch = LeaveWatch(run_dir, time_limit_seconds=time_limit_seconds, environ=os.environ, saved_bytes=saved_bytes)
     watch.clear()
     return watch

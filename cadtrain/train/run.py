@@ -27,6 +27,7 @@ from cadtrain.data.shards import PartDataset
 from cadtrain.data.synth.make import demo_dataset
 from cadtrain.distributed import Place, barrier
 from cadtrain.errors import DataError, Interrupted
+from cadtrain.heartbeat import Heartbeat
 from cadtrain.metrics.record import CompositeSink, MetricSink, NullSink, RunFacts
 from cadtrain.metrics.sinks.jsonl import JsonlSink
 from cadtrain.metrics.sinks.tensorboard import TensorBoardSink
@@ -35,7 +36,7 @@ from cadtrain.model.build import build_model, modality_tokens
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.components import component_of, trainable_components
 from cadtrain.model.tokenizer import build_tokenizer
-from cadtrain.train.begin import first_state, resume_state, take_weights
+from cadtrain.train.begin import begin
 from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
 from cadtrain.train.interrupt import StopRequest
 from cadtrain.train.leave import watch_for
@@ -43,6 +44,7 @@ from cadtrain.train.recover import train_to_the_end
 from cadtrain.train.schedule import CurriculumSchedule
 from cadtrain.train.state import TrainState
 from cadtrain.train.trainer import TrainerParts
+from cadtrain.train.watched import WatchedEngine, tell_modules
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +67,26 @@ def run(
     resume: bool,
     console: MetricSink | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
+    heartbeat: Heartbeat | None = None,
 ) -> TrainState:
     """Train `config` in `run_dir` to its end and return the final state. Every rank of the run calls it.
 
     `run_dir` exists and holds the run's `config.yaml`; the ZeRO stage is a number. `console` is used on rank 0 alone.
     Raises `CadtrainError` of every kind, `Interrupted` after the state was saved. `on_failure` is told of an error at once:
     leaving the process group may wait for peers that wait for this rank, so a failed rank does not leave it in order.
+    `heartbeat` gets this rank's signs of life.
     """
     # Parts are made before the process group is up: waiting for them must not run into a collective's time limit.
     place = Place.from_environment()
+    heartbeat = heartbeat or Heartbeat(None)
+    heartbeat.phase("opening the data")
     path = config.data.path or demo_dataset(config.data.synth)
     with StopRequest() as stop:
+        heartbeat.phase("joining the process group")
         device = init_process_group()
         sink = _sinks(config, run_dir, place, console)
         try:
-            state = _train(config, run_dir, path, place, device, sink, stop, resume=resume)
+            state = _train(config, run_dir, path, place, device, sink, stop, heartbeat, resume=resume)
         except BaseException as error:
             on_failure(error)
             if isinstance(error, Interrupted) or place.world_size == 1:
@@ -99,9 +106,11 @@ def _train(
     device: torch.device,
     sink: MetricSink,
     stop: StopRequest,
+    heartbeat: Heartbeat,
     *,
     resume: bool,
 ) -> TrainState:
+    heartbeat.phase("opening the data")
     precision = resolve_precision(config, device)
     tokenizer = build_tokenizer(config.model.language, added_vocabulary(config.data.codec))
     feeds = open_feeds(config, path, tokenizer)
@@ -109,6 +118,7 @@ def _train(
     build = partial(
         build_model, config.model, tokenizer=tokenizer, codec=codec.name, codec_version=codec.version, seed=config.seed
     )
+    heartbeat.phase("building the model")
     with torch.device("meta"):
         shapes = build(dtype=PRECISIONS[precision], device="meta")
     plan = plan_batches(config, world_size=place.world_size, num_samples=feeds.train.num_samples)
@@ -120,20 +130,16 @@ def _train(
     sharding = ZeroSharding(deepspeed_config) if config.zero.stage == 3 else None
     model = build(dtype=PRECISIONS[precision], device=device, sharding=sharding)
     lines = describe(config, shapes, feeds, plan, precision, place)
+    heartbeat.phase("starting the engine")
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
     facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
     store = open_store(config, run_dir, place, plan, engine, {**facts, "census": census(shapes)})
     store.clean_unfinished()
     barrier()
+    heartbeat.phase("reading a checkpoint" if resume else "starting")
     written = f"{codec.name} {codec.version}"
     layout = {"world_size": place.world_size, **facts}
-    resumed = resume_state(store, engine, facts=layout, codec=written) if resume else None
-    if resumed is None and config.checkpoint.init_from is not None:
-        resumed = (
-            first_state(plan, config.checkpoint.start_stage, codec=written),
-            take_weights(config.checkpoint.init_from, engine, place=place),
-        )
-    state, how = resumed or (first_state(plan, config.checkpoint.start_stage, codec=written), "")
+    state, how = begin(config, plan, store, engine, place, layout, codec=written, resume=resume)
     order = order_of(config, feeds)
     is_other_order, state.order = bool(state.order) and state.order != order, order
     stages = tuple((stage.name, stage.last_step) for stage in plan.stages)
@@ -150,11 +156,15 @@ def _train(
         saved_bytes=engine.saved_bytes(),
         is_main=place.is_main,
     )
+    tell_modules(model, heartbeat)
+    watched = WatchedEngine(engine, heartbeat)
     parts = TrainerParts(
-        config=config, config_text=to_yaml(config), place=place, engine=engine, schedule=schedule, feed=feeds.train,
+        config=config, config_text=to_yaml(config), place=place, engine=watched, schedule=schedule, feed=feeds.train,
         validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
+        on_step=watched.at_step, on_wait=heartbeat.phase,
     )  # fmt: skip
     state = train_to_the_end(parts, state, facts=layout, codec=written)
+    heartbeat.phase("leaving")
     engine.close()
     return state
 

@@ -57,6 +57,10 @@ class TrainerParts:
     sink: MetricSink
     stop_signal: Callable[[], int]
     leave: LeaveWatch = field(default_factory=LeaveWatch)
+    on_step: Callable[[int], None] = lambda step: None
+    """Told of each 0-based step before it begins."""
+    on_wait: Callable[[str], None] = lambda what: None
+    """Told what the run waits for outside its steps."""
 
 
 class Trainer:
@@ -120,6 +124,7 @@ class Trainer:
 
     def _train_step(self, step: int, packs: ReadAhead) -> StepOutcome:
         parts = self.parts
+        parts.on_step(step)
         parts.engine.set_rates(parts.schedule.rates(step))
         if not self._plans:
             packs.prime()
@@ -308,6 +313,7 @@ class Trainer:
         """Wait for the save behind the training, if there is one, and make it a checkpoint."""
         if not self.parts.store.has_pending:
             return
+        self.parts.on_wait("finishing a checkpoint")
         try:
             self._note_saved(self.parts.store.complete())
         except CheckpointError as error:

@@ -25,3 +25,15 @@ def findings_view(report: Report) -> RenderableType:
         rows.append((finding.name, Text(finding.verdict.value, style=_STYLES[finding.verdict.value]), seen))
     summary = Text(f"\n{report.summary()}", style="bold red" if report.exit_code else "bold green")
     return Group(plain_table(("check", "", "what was seen"), rows), summary)
+
+
+def warnings_view(report: Report) -> RenderableType:
+    """The warnings alone, one after another, as they stand above a run that starts nevertheless."""
+    text = Text()
+    for finding in report.findings:
+        if finding.verdict.value == "warn":
+            text.append(f"{finding.name}: ", style=_STYLES["warn"])
+            text.append(finding.evidence)
+            text.append(f"\n→ {finding.remedy}\n", style="cyan")
+    text.rstrip()
+    return text

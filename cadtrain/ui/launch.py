@@ -10,9 +10,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cadtrain.launch.reasons import HANG, LOST_HOST
+
 if TYPE_CHECKING:
     from cadtrain.launch.failure import RankFailure
     from cadtrain.launch.planning import LaunchPlan
+    from cadtrain.launch.reasons import Explanation
+
+TRACEBACK_LINES = 16
+NATIVE_LINES = 8
 
 
 def plan_table(plan: LaunchPlan) -> RenderableType:
@@ -32,6 +38,7 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
     table.add_column()
     rows = [
         ("ranks", plan.devices.describe()),
+        *_hosts_row(plan),
         ("ZeRO", f"stage {plan.zero.stage} ({plan.zero.reason}){_offload_text(plan)}"),
         ("precision", config.precision),
         ("model", ", ".join(parts)),
@@ -50,26 +57,51 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
     return table
 
 
+def _hosts_row(plan: LaunchPlan) -> list[tuple[str, str]]:
+    if plan.cluster is None:
+        return []
+    names = ", ".join(f"{host.name} ({host.slots})" for host in plan.cluster.hosts)
+    return [("hosts", f"{names}; they meet at {plan.cluster.master_addr}:{plan.cluster.master_port}")]
+
+
 def _offload_text(plan: LaunchPlan) -> str:
     zero = plan.config.zero
     parts = [name for name, on in (("optimizer", zero.offload_optimizer), ("weights", zero.offload_parameters)) if on]
     return f", {' and '.join(parts)} in host memory" if parts else ""
 
 
-def failure_panel(failure: RankFailure, *, title: str) -> RenderableType:
-    """Which rank failed first, with what, and the end of its log."""
-    return Panel(_failure_text(failure), title=title, border_style="red", title_align="left")
+def failure_panel(failure: RankFailure, explanation: Explanation | None, *, title: str) -> RenderableType:
+    """Which rank failed first, with what, why in plain words, what to do, and the end of what it left."""
+    return Panel(_failure_text(failure, explanation), title=title, border_style="red", title_align="left")
 
 
-def _failure_text(failure: RankFailure) -> Text:
-    who = f"rank {failure.rank}" if failure.rank >= 0 else "the launcher"
+def _failure_text(failure: RankFailure, explanation: Explanation | None) -> Text:
+    who = f"rank {failure.rank}: " if failure.rank >= 0 and failure.type != HANG else ""
+    is_signal = failure.type.startswith("SIG")
     text = Text()
-    text.append(f"{who}: ", style="bold")
-    if failure.type not in ("exit",) and not failure.type.startswith("SIG"):
+    text.append(who, style="bold")
+    if failure.type not in ("exit", HANG, LOST_HOST) and not is_signal:
         text.append(f"{failure.type}: ", style="red")
     text.append(failure.message)
-    if failure.log_tail:
+    if explanation is not None and explanation.reason:
+        text.append(f"\n\n{explanation.reason}", style="bold")
+    for remedy in explanation.remedies if explanation is not None else ():
+        text.append(f"\n→ {remedy}", style="cyan")
+    if failure.stood_at and failure.type != HANG and not failure.is_expected:
+        text.append(f"\n\nwhere rank {failure.rank} stood: {failure.stood_at}", style="dim")
+    if failure.traceback and not failure.is_expected:
+        text.append(f"\n\n{_end_of(failure.traceback, TRACEBACK_LINES)}", style="dim")
+    native = _end_of(failure.native_tail, NATIVE_LINES) if is_signal or failure.type == "exit" else ""
+    if native:
+        text.append(f"\n\nthe last that native code wrote:\n{native}", style="dim")
+    elif failure.log_tail:
         text.append(f"\n\nlast lines of its log:\n{failure.log_tail}", style="dim")
     if failure.log_path is not None:
         text.append(f"\n\nlog: {failure.log_path}", style="dim")
     return text
+
+
+def _end_of(text: str, lines: int) -> str:
+    """The last `lines` lines of `text`; what is left out is said."""
+    rows = text.rstrip().splitlines()
+    return "\n".join(rows if len(rows) <= lines else [f"… {len(rows) - lines} lines before", *rows[-lines:]])

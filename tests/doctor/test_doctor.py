@@ -66,7 +66,7 @@ def test_packages_missing_and_out_of_range(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["rich"].verdict is Verdict.FAIL
     assert "wanted <1" in found["rich"].evidence
     assert found["no-such-package"].remedy == "pip install 'no-such-package>=2'"
-    assert found["packages"].evidence.startswith("typer ")
+    assert found["packages"].evidence.startswith("1 as declared, among them typer ")
     assert "other" not in found
 
 
@@ -182,7 +182,23 @@ def test_nvcc_of_another_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_all_reduce_over_two_gloo_ranks() -> None:
     finding = only(collective.check_collective(choose_devices((), 2), dict(os.environ)))
     assert finding.verdict is Verdict.OK, finding
-    assert "2 ranks: sum right" in finding.evidence
+    assert "2 ranks: sum right, bus bandwidth" in finding.evidence
+
+
+@pytest.mark.slow
+def test_bench_measures_three_collectives_by_size() -> None:
+    findings = list(collective.check_collective(choose_devices((), 2), dict(os.environ), bench=True))
+    assert [finding.name for finding in findings] == ["all-reduce", "all-gather", "reduce-scatter"]
+    assert all("at 64 KiB" in finding.evidence and "at 4 MiB" in finding.evidence for finding in findings)
+
+
+def test_a_rank_that_never_joins_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, time\nif os.environ['RANK'] == '1':\n    time.sleep(600)\nfrom cadtrain.doctor.collective_rank import main\nmain()\n"
+    (tmp_path / "doctor_test_absent.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    finding = only(collective.check_collective(choose_devices((), 2), dict(os.environ), seconds=7, module="doctor_test_absent"))
+    assert finding.verdict is Verdict.FAIL
+    assert "; the others waited for rank 1, which never came" in finding.evidence
 
 
 def test_a_hanging_all_reduce_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +216,7 @@ def test_a_hanging_all_reduce_is_a_finding(tmp_path: Path, monkeypatch: pytest.M
 def test_command_prints_json_and_ends_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
     from cadtrain.cli.app import app
 
-    monkeypatch.setattr(checks, "_findings", lambda **options: iter([ok("a", "fine"), fail("b", "broken", "mend it")]))
+    monkeypatch.setattr(checks, "_findings", lambda scope, watch: iter([ok("a", "fine"), fail("b", "broken", "mend it")]))
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 3
     assert json.loads(result.stdout)["findings"][1] == {"name": "b", "verdict": "fail", "evidence": "broken", "remedy": "mend it"}
@@ -210,5 +226,5 @@ def test_command_prints_json_and_ends_with_3(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_this_machine_is_ready(tmp_path: Path) -> None:
-    report = checks.examine(run_folder=tmp_path)
+    report = checks.examine(checks.Scope(run_folder=tmp_path))
     assert report.exit_code == 0, report.of(Verdict.FAIL)

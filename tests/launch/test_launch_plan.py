@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cadtrain.errors import EnvironmentFault, UsageError
 from cadtrain.launch import devices, planning
-from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, select_visible
+from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, parse_gpus, select_visible
 from cadtrain.launch.environment import clean_arch_list, environment_changes
 from cadtrain.launch.failure import RankExit, first_failure
 from cadtrain.launch.folder import hold, prepare_run_dir
@@ -65,6 +65,29 @@ def test_number_of_ranks() -> None:
         choose_devices(INSTALLED, 9)
     with pytest.raises(EnvironmentFault, match="cannot run on MIG-5f1e"):
         choose_devices(select_visible(INSTALLED, "MIG-5f1e"), None)
+
+
+def test_gpus_by_number_index_and_uuid() -> None:
+    assert [parse_gpus(text) for text in (None, "auto", "3")] == [None, None, 3]
+    assert parse_gpus("0,2,3") == ("0", "2", "3")
+    assert parse_gpus("2,") == ("2",)
+    assert choose_devices(INSTALLED, parse_gpus("3,GPU-11")).ids == ["3", "1"]
+    for text, words in (("0", "0 ranks"), ("0,x", "'x' is no GPU"), ("1,1", "named twice"), ("-1", "no GPU")):
+        with pytest.raises(UsageError, match=words):
+            parse_gpus(text)
+    for text, words in (("0,7", "GPU 7 is not visible; visible: 0 "), ("3,GPU-33", "GPU-33 is named twice"), ("GPU-", "several")):
+        with pytest.raises(EnvironmentFault, match=words):
+            choose_devices(INSTALLED, parse_gpus(text))
+    with pytest.raises(EnvironmentFault, match="visible: none"):
+        choose_devices((), ("0",))
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_nccls_flight_recorder_writes_into_the_runs_logs(tmp_path: Path) -> None:
+    environment = plan_launch(LaunchRequest(run_dir=tmp_path / "run"), environ={}).environment
+    assert environment["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert environment["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == str(tmp_path / "run" / "logs" / "nccl_trace_rank_")
+    assert "TORCH_NCCL_TRACE_BUFFER_SIZE" not in plan_launch(LaunchRequest(), environ={"TORCH_NCCL_TRACE_BUFFER_SIZE": "0"}).environment
 
 
 @pytest.mark.usefixtures("no_gpus")
