@@ -4,95 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import xxhash
 
 from cadtrain.checkpoint.layout import list_steps
-from cadtrain.checkpoint.store import verify
-from cadtrain.checkpoint.zero_shards import ShardedWeights
 from tests.train.forked import Ended, Fault, ForkServer
-from tests.train.tiny import CONFIG_FIELDS, IMAGE_FIELDS
-
-NUM_STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    started = ForkServer()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen procedural parts."""
-    from cadtrain.data.synth.make import synthesize
-
-    folder = tmp_path_factory.mktemp("parts") / "dataset"
-    synthesize(16, folder, num_points=32, num_views=1, image_size=56, workers=2, difficulty="simple", captions="short")
-    return folder
-
-
-def write_config(path: Path, dataset: Path, *, stage: int, **checkpoint: Any) -> Path:
-    """Two stages of three steps, saved after every step; LoRA, so that there are weights that never learn."""
-    sets = ({"text": 1.0}, {"text": 0.3, "text+point": 0.3, "text+point+image": 0.4})
-    config = {
-        "name": "faults",
-        "model": {
-            "language": {"config": {**CONFIG_FIELDS, "max_position_embeddings": 2048}, "tokenizer": "bytes", "lora": {"rank": 4, "dropout": 0.1}},
-            "image": {"config": IMAGE_FIELDS, "image_size": 28},
-            "point": {"num_latents": 4, "width": 24, "num_heads": 2, "num_layers": 1, "trainable": True},
-            "projector_width": 32,
-        },
-        "data": {"path": str(dataset), "num_points": 16, "max_sample_tokens": 2048, "validation_samples": 2, "num_workers": 1},
-        "curriculum": [
-            {"name": f"stage{number}", "modalities": drawn, "duration": f"{NUM_STEPS // 2} steps", "learning_rate": 1e-3}
-            for number, drawn in enumerate(sets)
-        ],
-        "zero": {"stage": stage},
-        "batch": {"global_batch_size": 4, "micro_batch_tokens": 2048},
-        "checkpoint": {"every": "1 step", "keep_last": 2, "keep_best": 1, **checkpoint},
-        "logging": {"tensorboard": False},
-    }  # fmt: skip
-    path.write_text(json.dumps(config))
-    return path
-
-
-def final_weights(run_dir: Path) -> dict[str, str]:
-    """A hash of every weight and buffer of the run's last checkpoint."""
-    weights = ShardedWeights.open(run_dir / "checkpoints" / f"step-{NUM_STEPS:08d}" / "engine")
-    return {name: xxhash.xxh3_128(weights[name].detach().contiguous().view(-1).numpy().tobytes()).hexdigest() for name in weights}
-
-
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if not row.get("validation")]
-
-
-def whole_steps(run_dir: Path) -> list[int]:
-    """The steps of the finished checkpoints; every one of them is whole, and `latest` names one."""
-    root = run_dir / "checkpoints"
-    steps = list_steps(root)
-    for step in steps:
-        assert verify(root / f"step-{step:08d}") == []
-    if (root / "latest").exists():
-        assert (root / (root / "latest").read_text().strip()).is_dir()
-    return steps
-
-
-def output(run_dir: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(run_dir.glob("rank_*.txt")))
+from tests.train.small_runs import NUM_STEPS, final_weights, losses, output, whole_steps, write_config
 
 
 class Uninterrupted:
     """The run that nothing happens to, for each configuration; what it ends with is what every other one must end with."""
 
-    def __init__(self, server: ForkServer, folder: Path, dataset: Path) -> None:
-        self._server, self._folder, self._dataset = server, folder, dataset
+    def __init__(self, server: ForkServer, folder: Path, parts: Path) -> None:
+        self._server, self._folder, self._parts = server, folder, parts
         self._known: dict[str, tuple[Path, Ended, dict[str, str]]] = {}
 
     def __call__(self, *, stage: int, **checkpoint: Any) -> tuple[Path, Ended, dict[str, str]]:
@@ -100,7 +27,7 @@ class Uninterrupted:
         key = json.dumps({"stage": stage, **checkpoint}, sort_keys=True)
         if key not in self._known:
             name = f"whole{len(self._known)}"
-            config = write_config(self._folder / f"{name}.yaml", self._dataset, stage=stage, **checkpoint)
+            config = write_config(self._folder / f"{name}.yaml", self._parts, stage=stage, **checkpoint)
             ended = self._server.run(self._folder / name, config)
             assert ended.is_done, output(self._folder / name)
             assert whole_steps(self._folder / name)[-1] == NUM_STEPS
@@ -112,8 +39,8 @@ class Uninterrupted:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(server: ForkServer, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
-    return Uninterrupted(server, tmp_path_factory.mktemp("whole"), dataset)
+def uninterrupted(server: ForkServer, sixteen_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    return Uninterrupted(server, tmp_path_factory.mktemp("whole"), sixteen_parts)
 
 
 def go_on(server: ForkServer, run_dir: Path, config: Path, expected: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,14 +116,17 @@ def deepspeed_json(stage: int, *, precision: str = "fp32", offload: bool = False
 
 
 def make_engine(
-    config: ModelConfig, stage: int, *, precision: str = "fp32", offload: bool = False, clipping: float = 1.0, seed: int = 0
-) -> Any:
-    """An engine in this rank; joins the process group."""
+    config: ModelConfig, stage: int, *, precision: str = "fp32", offload: bool = False, clipping: float = 1.0, seed: int = 0,
+    change: Callable[[Any], None] | None = None,
+) -> Any:  # fmt: skip
+    """An engine in this rank over a model that `change` has had first; joins the process group."""
     from cadtrain.train.engine import DeepSpeedEngine, init_process_group
 
     device = init_process_group()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = build(config, dtype, seed)
+    if change is not None:
+        change(model)
     json = deepspeed_json(stage, precision=precision, offload=offload, clipping=clipping)
     optim = OptimConfig(gradient_clipping=clipping)
     return DeepSpeedEngine(model, config=json, optim=optim, device=device)
