@@ -72,7 +72,7 @@ class Manifest:
         number, count = share
         for name, record in sorted(self.files.items(), key=lambda item: (-item[1].size, item[0]))[number::count]:
             path = folder / name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if not path.resolve().is_relative_to(folder.resolve()):
                 found.append(f"{name}: points outside the checkpoint")
             elif not path.is_file():
                 found.append(f"{name}: missing")
