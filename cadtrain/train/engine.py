@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cadtrain.checkpoint.weight_sums import write_sums
 from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import all_agree, first_verdict
@@ -32,6 +33,7 @@ from cadtrain.model.components import (
     encoder_block_classes,
     trainable_components,
 )
+from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
 
 log = logging.getLogger(__name__)
@@ -257,6 +259,9 @@ class DeepSpeedEngine:
             raise CheckpointError(
                 f"a shard could not be written: {writer.failure}", where=str(folder)
             ) from writer.failure
+        layout = Layout(self._engine.optimizer, self._stage, self._engine.global_rank)
+        trained = [parameter for rows in self._trainable.values() for parameter in rows]
+        write_sums(folder, layout.rank, live_spans(self.model, layout, trained))
 
     def load(self, folder: Path) -> None:
         try:
