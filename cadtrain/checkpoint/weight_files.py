@@ -64,10 +64,18 @@ def _on_host(tensor: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
 
 
 def cast_pieces(entry: Entry) -> Iterator[torch.Tensor]:
-    """The entry's values in the file's type, flat and contiguous; raises `CheckpointError` where their number is not its shape's."""
+    """The entry's values in the file's type, flat and contiguous.
+
+    Raises `CheckpointError` where their number is not its shape's, and for a value too large for fp16, which would become infinite.
+    """
     done = 0
     for piece in entry.pieces():
         flat = piece.to(entry.dtype).reshape(-1)
+        if entry.dtype == torch.float16 and not flat.isfinite().all() and piece.isfinite().all():
+            largest = float(piece.abs().max())
+            raise CheckpointError(
+                f"{entry.name} holds {largest:g}, beyond the {torch.finfo(torch.float16).max:g} of fp16.", hint="Use --dtype bf16."
+            )
         done += flat.numel()
         yield flat
     if done != entry.shape.numel():

@@ -66,3 +66,11 @@ def test_pieces_are_put_together_and_counted(tmp_path: Path) -> None:
     short = Entry("a", torch.Size([11]), torch.float32, lambda: values.split(3))
     with pytest.raises(CheckpointError, match="came out as 10 values, 11 belong"):
         write(tmp_path / "b.bin", [short])
+
+
+def test_a_value_too_large_for_fp16_is_named_and_not_made_infinite(tmp_path: Path) -> None:
+    wide = torch.tensor([1.0, -70_000.0])
+    with pytest.raises(CheckpointError, match=r"big holds 70000, beyond the 65504 of fp16\. Use --dtype bf16"):
+        write(tmp_path / "a.bin", entries_of({"big": wide}, dtype=torch.float16))
+    write(tmp_path / "b.bin", entries_of({"mask": torch.tensor([0.0, -torch.inf])}, dtype=torch.float16))
+    assert torch.load(tmp_path / "b.bin", weights_only=True)["mask"].tolist() == [0.0, -torch.inf]
