@@ -79,7 +79,13 @@ def _reader(files: ShardFiles, vectors: list[torch.Tensor], at: int, shape: torc
         read = joined_reader([[vector] for vector in flat], at, math.ceil(shape.numel() / files.num_ranks))
     else:
         read = span_reader(flat, at)
-    return lambda: read(0, shape.numel()).view(shape)
+
+    def whole() -> torch.Tensor:
+        target = torch.empty(shape.numel(), dtype=flat[0].dtype)
+        read(0, target)
+        return target.view(shape)
+
+    return whole
 
 
 def _by_weight(files: ShardFiles, names: Sequence[str]) -> dict[str, AdamState]:

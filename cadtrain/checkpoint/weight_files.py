@@ -36,7 +36,8 @@ _SAFETENSORS_DTYPES = {
 class Entry:
     """One weight to write: `dtype` is that of the file, `alias_of` an earlier entry whose values it shares.
 
-    `pieces` gives the values from first to last, in tensors of any size and shape, in any type that casts to `dtype`.
+    `pieces` gives the values from first to last, in tensors of any size and shape, in any type that casts to `dtype`; a piece
+    may be overwritten by the next.
     """
 
     name: str
@@ -64,13 +65,16 @@ def _on_host(tensor: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
 
 
 def cast_pieces(entry: Entry) -> Iterator[torch.Tensor]:
-    """The entry's values in the file's type, flat and contiguous.
+    """The entry's values in the file's type, flat and contiguous; a piece may be overwritten by the next.
 
     Raises `CheckpointError` where their number is not its shape's, and for a value too large for fp16, which would become infinite.
     """
-    done = 0
+    done, buffer = 0, torch.empty(0, dtype=entry.dtype)
     for piece in entry.pieces():
-        flat = piece.to(entry.dtype).reshape(-1)
+        flat = piece.reshape(-1)
+        if piece.dtype != entry.dtype:
+            buffer = buffer if buffer.numel() >= flat.numel() else torch.empty(flat.numel(), dtype=entry.dtype)
+            flat = buffer[: flat.numel()].copy_(flat)
         if entry.dtype == torch.float16 and not flat.isfinite().all() and piece.isfinite().all():
             largest = float(piece.abs().max())
             raise CheckpointError(

@@ -28,8 +28,8 @@ from cadtrain.checkpoint.shard_files import ShardFiles, open_shard_files
 from cadtrain.errors import CheckpointError
 
 Kind = Literal["trained", "frozen", "buffer"]
-Reader = Callable[[int, int], torch.Tensor]
-"""`count` values from `start` of the flattened weight, as a flat copy: `read(start, count)`."""
+Reader = Callable[[int, torch.Tensor], object]
+"""Fills a flat tensor with the values of the flattened weight from `start` on: `read(start, target)`."""
 
 
 _COMPARED = 1 << 18
@@ -70,11 +70,17 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
         return whole.view(shape)
 
     def pieces(self, name: str, count: int) -> Iterator[torch.Tensor]:
-        """The flattened weight in pieces of `count` values, the last one shorter; one empty piece for an empty weight."""
+        """The flattened weight in pieces of `count` values, the last one shorter; one empty piece for an empty weight.
+
+        A piece is overwritten by the next: memory that is taken anew for each would cost more than the copy into it.
+        """
         info = self.info[name]
         read, numel = self._readers[info.alias_of or name], info.shape.numel()
+        buffer = torch.empty(min(count, numel), dtype=info.dtype)
         for start in range(0, max(1, numel), count):
-            yield read(start, min(count, numel - start))
+            piece = buffer[: numel - start]
+            read(start, piece)
+            yield piece
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.info)
@@ -171,13 +177,7 @@ def _same_group(
 
 def span_reader(vectors: Sequence[torch.Tensor], offset: int) -> Reader:
     """Reads a weight that begins at `offset` of the vector that `vectors` make one after another."""
-
-    def read(start: int, count: int) -> torch.Tensor:
-        flat = torch.empty(count, dtype=vectors[0].dtype)
-        copy_span(flat, vectors, offset + start)
-        return flat
-
-    return read
+    return lambda start, target: copy_span(target, vectors, offset + start)
 
 
 def _trained_by_weight(files: ShardFiles, groups: Sequence[dict[str, torch.Size]]) -> _Found:
@@ -202,15 +202,13 @@ def _trained_by_weight(files: ShardFiles, groups: Sequence[dict[str, torch.Size]
 def joined_reader(parts: Sequence[Sequence[torch.Tensor]], offset: int, share: int) -> Reader:
     """Reads a weight of which each rank holds `share` values at `offset`; the last rank's part ends in padding."""
 
-    def read(start: int, count: int) -> torch.Tensor:
-        flat = torch.empty(count, dtype=parts[0][0].dtype)
+    def read(start: int, target: torch.Tensor) -> None:
         done = 0
-        while done < count:
+        while done < target.numel():
             rank, within = divmod(start + done, share)
-            part = min(share - within, count - done)
-            copy_span(flat[done : done + part], parts[rank], offset + within)
-            done += part
-        return flat
+            count = min(share - within, target.numel() - done)
+            copy_span(target[done : done + count], parts[rank], offset + within)
+            done += count
 
     return read
 
@@ -220,7 +218,7 @@ def tensor_reader(tensor: torch.Tensor) -> Reader:
     if tensor.is_contiguous():
         return span_reader([tensor.view(-1)], 0)
     # Its values lie scattered in the file, after a change of the memory format say: they are put in order first.
-    return lambda start, count: tensor.flatten()[start : start + count].clone()
+    return lambda start, target: target.copy_(tensor.flatten()[start : start + target.numel()])
 
 
 def _frozen(files: ShardFiles) -> _Found:
@@ -277,9 +275,15 @@ def _rounds_to(master: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `weight` is `master` rounded; looks at them piece by piece, and mostly at the first one only."""
     if master.shape != weight.shape:
         return False
-    wide, narrow, numel = tensor_reader(master), tensor_reader(weight), master.numel()
-    spans = ((start, min(_COMPARED, numel - start)) for start in range(0, numel, _COMPARED))
-    return all(torch.equal(wide(*span).to(weight.dtype), narrow(*span)) for span in spans)
+    read_master, read_weight, numel = tensor_reader(master), tensor_reader(weight), master.numel()
+    for start in range(0, numel, _COMPARED):
+        count = min(_COMPARED, numel - start)
+        wide, narrow = torch.empty(count, dtype=master.dtype), torch.empty(count, dtype=weight.dtype)
+        read_master(start, wide)
+        read_weight(start, narrow)
+        if not torch.equal(wide.to(weight.dtype), narrow):
+            return False
+    return True
 
 
 def _flat_tensors(state: Mapping[str, Any], key: str, path: Path) -> list[torch.Tensor]:

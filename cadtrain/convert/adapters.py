@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from cadtrain.checkpoint.weight_files import Entry
 from cadtrain.checkpoint.zero_shards import ShardedWeights, WeightInfo
-from cadtrain.config.sections import LoraConfig
 from cadtrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import LoraConfig
 
 BASE = ".base_layer."
 BESIDE = re.compile(r"\.(?:lora_|added_rows\.)")

@@ -9,18 +9,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from cadtrain.checkpoint.source import CheckpointSource, find_checkpoint
 from cadtrain.checkpoint.weight_files import DEFAULT_SHARD_BYTES
 from cadtrain.checkpoint.zero_shards import ShardedWeights
-from cadtrain.config.sections import LoraConfig, RunConfig
 from cadtrain.convert.adapters import has_adapters
 from cadtrain.convert.targets import DTYPES, Job, Kind, Progress, write_target
 from cadtrain.convert.verify import CheckedWeights
 from cadtrain.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import LoraConfig, RunConfig
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
 

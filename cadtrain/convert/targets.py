@@ -7,19 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from cadtrain.checkpoint.weight_files import Entry, write_safetensors
 from cadtrain.checkpoint.zero_shards import ShardedWeights
-from cadtrain.config.sections import LoraConfig, RunConfig
 from cadtrain.convert.adapters import has_adapters, merged_entries
 from cadtrain.convert.placing import placed_file, placed_folder
 from cadtrain.convert.torch_file import write_bin
 from cadtrain.convert.verify import WrittenHashes
 from cadtrain.errors import EnvironmentFault, UsageError
 from cadtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import LoraConfig, RunConfig
 
 Kind = Literal["bin", "safetensors", "folder", "adapter"]
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
