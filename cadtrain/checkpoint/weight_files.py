@@ -78,7 +78,8 @@ def cast_pieces(entry: Entry) -> Iterator[torch.Tensor]:
         if entry.dtype == torch.float16 and not flat.isfinite().all() and piece.isfinite().all():
             largest = float(piece.abs().max())
             raise CheckpointError(
-                f"{entry.name} holds {largest:g}, beyond the {torch.finfo(torch.float16).max:g} of fp16.", hint="Use --dtype bf16."
+                f"{entry.name} holds {largest:g}, beyond the {torch.finfo(torch.float16).max:g} of fp16.",
+                hint="Use --dtype bf16.",
             )
         done += flat.numel()
         yield flat

@@ -109,7 +109,9 @@ def read_sums(folder: Path) -> dict[str, WeightSum]:
         for name, dtype, numel, span in _rows(path):
             row = found.setdefault(name, (dtype, numel, []))
             if row[:2] != (dtype, numel):
-                raise CheckpointError(f"{name} is {dtype} of {numel} values here and {row[:2]} before.", where=str(path))
+                raise CheckpointError(
+                    f"{name} is {dtype} of {numel} values here and {row[:2]} before.", where=str(path)
+                )
             row[2].append(span)
     return {
         name: WeightSum(_dtype(dtype, folder), numel, _in_order(name, numel, spans, folder))
@@ -122,7 +124,9 @@ def _rows(path: Path) -> list[tuple[str, str, int, Span]]:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if int(raw["format"]) > FORMAT:
             raise CheckpointError(
-                f"format {raw['format']} is newer than this cadtrain's {FORMAT}.", where=str(path), hint="Update cadtrain."
+                f"format {raw['format']} is newer than this cadtrain's {FORMAT}.",
+                where=str(path),
+                hint="Update cadtrain.",
             )
         return [(str(n), str(t), int(k), Span(int(s), int(c), str(h))) for n, t, k, s, c, h in raw["spans"]]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

@@ -23,7 +23,10 @@ class DtypeChoice(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A run folder, one of its checkpoints, or a folder that DeepSpeed or transformers.Trainer saved into.")
+        Path,
+        typer.Argument(
+            help="A run folder, one of its checkpoints, or a folder that DeepSpeed or transformers.Trainer saved into."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="FILE.bin, FILE.safetensors, or a folder for `from_pretrained`.")],
     dtype: Annotated[
@@ -36,14 +39,18 @@ def convert(
     ] = None,
     adapter: Annotated[
         bool,
-        typer.Option("--adapter", help="Write a PEFT adapter folder for the plain language model, and projectors beside it."),
+        typer.Option(
+            "--adapter", help="Write a PEFT adapter folder for the plain language model, and projectors beside it."
+        ),
     ] = False,
     max_shard_size: Annotated[
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest file of weights in a folder, e.g. 5GB.")
     ] = "5GB",
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare every weight with the hashes taken of the live ones, and read the target back."),
+        typer.Option(
+            "--verify", help="Compare every weight with the hashes taken of the live ones, and read the target back."
+        ),
     ] = False,
     step: Annotated[
         int | None, typer.Option("--step", min=0, help="Which checkpoint of the run. Default: the newest.")

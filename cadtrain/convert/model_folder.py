@@ -166,7 +166,9 @@ def _expected_shapes(config: CadMllmConfig) -> dict[str, torch.Size]:
         model = CadMllm(config)
     kept = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(kept.items())}
-    once = [Entry(name, tensor.shape, tensor.dtype, tuple) for name, tensor in kept.items() if first[id(tensor)] == name]
+    once = [
+        Entry(name, tensor.shape, tensor.dtype, tuple) for name, tensor in kept.items() if first[id(tensor)] == name
+    ]
     return {entry.name: entry.shape for entry in _published(once)}
 
 

@@ -109,7 +109,11 @@ def _notes(config: RunConfig, rest: list[Entry]) -> tuple[str, ...]:
         notes.append(f"{count:,} learnt weights that are no adapter ({', '.join(parts)}) are in {REST}.")
     if rows := [entry for entry in rest if entry.name.endswith("new_rows.weight")]:
         count = rows[0].shape[0]
-        notes.append(f"The codec's {count} tokens have rows of their own, new_rows in {REST}: the last of the grown embedding.")
+        notes.append(
+            f"The codec's {count} tokens have rows of their own, new_rows in {REST}: the last of the grown embedding."
+        )
     if config.model.language.pretrained is None:
-        notes.append("The language model was built from this run's configuration: convert a whole folder to keep its base.")
+        notes.append(
+            "The language model was built from this run's configuration: convert a whole folder to keep its base."
+        )
     return tuple(notes)

@@ -89,7 +89,8 @@ def convert_checkpoint(
         written = write_target(job)
     return Conversion(
         target=target, kind=kind, shards=found.shards, step=found.step, zero_stage=weights.stage, num_ranks=weights.num_ranks,
-        dtype=job.dtype, num_weights=written.num_weights, num_parameters=written.num_parameters, nbytes=written.nbytes, merged_lora=merge is not None, verified=verify, notes=written.notes,
+        dtype=job.dtype, num_weights=written.num_weights, num_parameters=written.num_parameters,
+        nbytes=written.nbytes, merged_lora=merge is not None, verified=verify, notes=written.notes,
         seconds=time.monotonic() - start,
     )  # fmt: skip
 

@@ -172,5 +172,3 @@ def _write_model_folder(job: Job) -> Result:
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files in `folder`."""
     return sum(path.stat().st_size for path in folder.iterdir())
-
-

@@ -69,7 +69,9 @@ class WrittenHashes:
         """Take the next values of a weight, flat, as they were written."""
         self._hashes.setdefault(name, xxhash.xxh3_128()).update(bytes_of(piece).data)
 
-    def compare(self, files: Sequence[Path], *, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def compare(
+        self, files: Sequence[Path], *, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         """Read `files` back; raises `CheckpointError` naming a weight that is missing from them, or other than was written.
 
         `progress` gets bytes read and bytes in all.

@@ -95,7 +95,9 @@ def _indexed(folder: Path) -> dict[str, Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError([Fault(_WHERE, f"{folder / _INDEX} is no index of weights: {error}.")]) from error
     if odd := sorted(file for file in files.values() if file != Path(file).name or not file.endswith(".safetensors")):
-        raise ConfigError([Fault(_WHERE, f"{folder / _INDEX} names {odd[0]!r}, which is no safetensors file of its folder.")])
+        raise ConfigError(
+            [Fault(_WHERE, f"{folder / _INDEX} names {odd[0]!r}, which is no safetensors file of its folder.")]
+        )
     return {name: folder / file for name, file in files.items()}
 
 

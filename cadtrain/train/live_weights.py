@@ -1,9 +1,9 @@
 """What this rank holds of the model's weights at the moment of a save, for their hashes.
 
-    stage   trained                                              frozen, buffers
-    0       rank 0: whole (fp32 beside it in bf16)               rank 0: whole
-    1, 2    each rank: its span of the fp32 master weights       rank 0: whole
-    3       each rank: its N-th of the fp32 master weights       frozen: each rank's N-th; buffers: rank 0
+stage   trained                                              frozen, buffers
+0       rank 0: whole (fp32 beside it in bf16)               rank 0: whole
+1, 2    each rank: its span of the fp32 master weights       rank 0: whole
+3       each rank: its N-th of the fp32 master weights       frozen: each rank's N-th; buffers: rank 0
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from cadtrain.checkpoint.weight_sums import LiveSpan
 from cadtrain.train.reshard import Layout
 
 
-def live_spans(
-    model: torch.nn.Module, layout: Layout, trained: Collection[torch.nn.Parameter]
-) -> Iterator[LiveSpan]:
+def live_spans(model: torch.nn.Module, layout: Layout, trained: Collection[torch.nn.Parameter]) -> Iterator[LiveSpan]:
     """This rank's spans of every parameter and persistent buffer, trained ones in the optimizer's fp32. No collective."""
     learning, rank = {id(parameter) for parameter in trained}, layout.rank
     for name, parameter in model.named_parameters():
