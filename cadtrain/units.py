@@ -79,6 +79,23 @@ def parse_seconds(text: str | int | float) -> float:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """`5GB` -> 5,000,000,000, `512MiB` -> 536,870,912, or a bare number of bytes.
+
+    Raises `ValueError` that says what is accepted, also for less than one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+    if size < 1:
+        raise ValueError(f"{text!r} is no size above 0; write e.g. `5GB`, `512MiB`, or a bare number of bytes")
+    return size
+
+
 def format_bytes(count: float) -> str:
     """`1536` -> `1.5 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

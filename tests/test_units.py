@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cadtrain.units import parse_seconds
+from cadtrain.units import parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,16 @@ def test_lengths_of_time(text: str | float, seconds: float) -> None:
 def test_what_is_no_length_of_time(text: str | float) -> None:
     with pytest.raises(ValueError, match="no length of time above 0"):
         parse_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("5GB", 5 * 10**9), ("512MiB", 512 << 20), ("1.5 kb", 1500), ("7", 7), ("2TiB", 2 << 40), ("3g", 3 * 10**9), ("9B", 9)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "0.1B", "5XB", "5 GB more", "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="no size above 0"):
+        parse_bytes(text)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cadtrain.checkpoint.shard_files import ShardFiles
-from cadtrain.checkpoint.zero_shards import joined_reader, span_reader
+from cadtrain.checkpoint.zero_shards import flat_values, joined_reader, span_reader
 from cadtrain.errors import CheckpointError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,12 +36,11 @@ def adam_states(files: ShardFiles, names: Sequence[Sequence[str]]) -> dict[str, 
     """
     if files.stage == 0:
         return _by_weight(files, [name for group in names for name in group])
-    groups = [{name: torch.Size(shape) for name, shape in group.items()} for group in files.model[0]["param_shapes"]]
     key = "optimizer_state_dict" if files.stage == 3 else "base_optimizer_state"
     ranks = [_states(shard.get(key), path) for shard, path in zip(files.optim, files.optim_paths, strict=True)]
     found: dict[str, AdamState] = {}
     offsets = _Offsets(files)
-    for number, shapes in enumerate(groups):
+    for number, shapes in enumerate(files.groups):
         rows = [states.get(number) for states in ranks]
         if not all(rows):
             raise CheckpointError(f"holds no optimizer state of group {number}.", where=str(files.folder))
@@ -62,8 +61,7 @@ class _Offsets:
         self._at = 0
 
     def begin(self, number: int) -> None:
-        paddings = self._files.optim[0].get("param_alignment_paddings") if self._files.stage != 3 else None
-        self._gaps = paddings[number] if paddings else ()
+        self._gaps = self._files.gaps(number) if self._files.stage != 3 else ()
         self._at = 0
 
     def next(self, position: int, shape: torch.Size) -> int:
@@ -76,10 +74,18 @@ class _Offsets:
 
 
 def _reader(files: ShardFiles, vectors: list[torch.Tensor], at: int, shape: torch.Size) -> Callable[[], torch.Tensor]:
-    flat = [vector.flatten() for vector in vectors]
+    flat = [flat_values(row, "an Adam moment", path) for row, path in zip(vectors, files.optim_paths, strict=True)]
     if files.stage == 3:
-        return joined_reader([[vector] for vector in flat], at, math.ceil(shape.numel() / files.num_ranks), shape)
-    return span_reader(flat, at, shape)
+        read = joined_reader([[vector] for vector in flat], at, math.ceil(shape.numel() / files.num_ranks))
+    else:
+        read = span_reader(flat, at)
+
+    def whole() -> torch.Tensor:
+        target = torch.empty(shape.numel(), dtype=flat[0].dtype)
+        read(0, target)
+        return target.view(shape)
+
+    return whole
 
 
 def _by_weight(files: ShardFiles, names: Sequence[str]) -> dict[str, AdamState]:

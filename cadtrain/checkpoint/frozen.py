@@ -25,8 +25,10 @@ from cadtrain.errors import CheckpointError
 MODULE, FRAGMENTS = "module", "frozen_param_fragments"
 
 
-def without_repeats(content: dict[str, Any]) -> dict[str, Any]:
+def without_repeats(content: Any) -> Any:
     """Model states in which a fragment that `module` holds whole is the same tensor, so that it is written once."""
+    if not isinstance(content, dict):
+        return content
     module, fragments = content.get(MODULE), content.get(FRAGMENTS)
     if not isinstance(module, dict) or not isinstance(fragments, dict):
         return content
@@ -37,14 +39,14 @@ def without_repeats(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, FRAGMENTS: type(fragments)(same)}
 
 
-def split_frozen(
-    content: dict[str, Any], names: Collection[str]
-) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+def split_frozen(content: Any, names: Collection[str]) -> tuple[Any, dict[str, dict[str, torch.Tensor]]]:
     """Model states without the weights in `names`, and these: `{where they stood: {name: tensor}}`, empty if there are none.
 
-    Anything else, optimizer states say, comes back as it is.
+    Anything else, optimizer states or a text, comes back as it is.
     """
     taken: dict[str, dict[str, torch.Tensor]] = {}
+    if not isinstance(content, dict):
+        return content, taken
     left = dict(content)
     for key in (MODULE, FRAGMENTS):
         held = content.get(key)

@@ -79,6 +79,11 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"is not a manifest: {error}", where=str(path)) from error
 
+    def sizes(self) -> list[int]:
+        """Bytes of all its files, those of frozen weights included, the largest first: as many as `faults` can share out."""
+        files = [*self.files.values(), *(self.frozen.files.values() if self.frozen is not None else ())]
+        return sorted((record.size for record in files), reverse=True)
+
     def faults(self, folder: Path, *, share: tuple[int, int] = (0, 1)) -> list[str]:
         """What in `folder` differs from the manifest; empty if it verifies. A name that leaves the folder is a fault.
 
@@ -95,6 +100,7 @@ class Manifest:
             files = self.frozen.files.items()
             rows += [(f"../{beside.name}/{name}", beside, beside / name, record) for name, record in files]
         number, count = share
+        # As `sizes` sorts them.
         rows.sort(key=lambda row: (-row[3].size, row[0]))
         for name, root, path, record in rows[number::count]:
             if fault := file_fault(path, record, root=root):

@@ -10,12 +10,16 @@ Files are mapped, not read: what is not asked for never enters memory.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from cadtrain.checkpoint.frozen import with_frozen
 from cadtrain.checkpoint.safe_load import load_shard
@@ -23,6 +27,8 @@ from cadtrain.errors import CheckpointError
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIM = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+_MOST_RANKS, _MOST_VALUES = 1 << 16, 1 << 48
+"""More than any checkpoint has; a file that claims more is not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,37 @@ class ShardFiles:
     optim: tuple[dict[str, Any], ...]
     model_paths: tuple[Path, ...]
     optim_paths: tuple[Path, ...]
+
+    @property
+    def groups(self) -> list[dict[str, torch.Size]]:
+        """Shapes of the trained weights, group by group in the optimizer's order; ZeRO 1 to 3."""
+        rows = self.model[0].get("param_shapes")
+        if not isinstance(rows, list | tuple) or not rows:
+            raise CheckpointError("names no trained weights (param_shapes).", where=str(self.model_paths[0]))
+        groups = [_shapes(group, "param_shapes", self.model_paths[0]) for group in rows]
+        names = Counter(name for group in groups for name in group)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise CheckpointError(f"its param_shapes name {twice[0]} twice.", where=str(self.model_paths[0]))
+        return groups
+
+    @property
+    def frozen_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the frozen weights, where the files list them."""
+        return _shapes(self.model[0].get("frozen_param_shapes") or {}, "frozen_param_shapes", self.model_paths[0])
+
+    def gaps(self, number: int) -> list[int]:
+        """Unused values behind each weight of group `number` in the group's vector; ZeRO 1 and 2."""
+        count = len(self.groups[number])
+        rows = self.optim[0].get("param_alignment_paddings")
+        if not rows:
+            return [0] * count
+        gaps = list(rows[number]) if isinstance(rows, list | tuple) and number < len(rows) else []
+        if len(gaps) != count or not all(isinstance(gap, int) and gap >= 0 for gap in gaps):
+            raise CheckpointError(
+                f"its gaps between the {count} weights of group {number} are {str(gaps)[:80]} (param_alignment_paddings).",
+                where=str(self.optim_paths[0]),
+            )
+        return gaps
 
 
 def is_shard_folder(folder: Path) -> bool:
@@ -62,7 +99,9 @@ def open_shard_files(folder: Path) -> ShardFiles:
         )
     first_path = model_paths[0] if is_partitioned else model_paths[None]
     first = _opened(first_path, "module")
-    num_ranks = int(first.get("dp_world_size") or max(len(optim_paths), 1))
+    num_ranks = first.get("dp_world_size") or max(len(optim_paths), 1)
+    if not isinstance(num_ranks, int) or not 1 <= num_ranks <= _MOST_RANKS:
+        raise CheckpointError(f"claims to be of {str(num_ranks)[:40]} ranks.", where=str(first_path))
     wanted = [*range(num_ranks)]
     if optim_paths:
         _check_ranks(folder, optim_paths, wanted, "optim_states")
@@ -88,6 +127,12 @@ def _by_rank(folder: Path, pattern: re.Pattern[str]) -> dict[int | None, Path]:
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
+        if path.resolve().parent != folder.resolve():
+            raise CheckpointError(
+                "is a link out of its folder, which is not followed.",
+                where=str(path),
+                hint="If the checkpoint is yours, copy it with `cp -rL`.",
+            )
         if int(match[2]) != 0:
             raise CheckpointError(
                 "is a shard of a tensor-parallel model, which cadtrain does not write and cannot join.", where=str(path)
@@ -110,23 +155,43 @@ def _check_ranks(folder: Path, found: Mapping[int | None, Path], wanted: Sequenc
     extra = [path.name for rank, path in found.items() if rank not in wanted]
     if missing:
         raise CheckpointError(
-            f"the checkpoint was saved by {len(wanted)} ranks; the {kind} of rank {', '.join(map(str, missing))} are missing.",
+            f"the checkpoint was saved by {len(wanted)} ranks; the {kind} of rank {_some(missing)} are missing.",
             where=str(folder),
             hint="Copy the whole folder, from the disks of all nodes.",
         )
     if extra:
         raise CheckpointError(
-            f"the checkpoint was saved by {len(wanted)} ranks, but {', '.join(extra)} belongs to more.",
+            f"the checkpoint was saved by {len(wanted)} ranks, but {_some(extra)} belongs to more.",
             where=str(folder),
             hint="Files of an older checkpoint lie in this folder; remove them.",
         )
 
 
+def _some(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def _shapes(rows: Any, key: str, path: Path) -> dict[str, torch.Size]:
+    """Names and shapes as a file lists them, checked: sizes are what memory is asked for later."""
+    if not isinstance(rows, dict):
+        raise CheckpointError(f"its {key} are no names and shapes.", where=str(path))
+    found = {}
+    for name, shape in rows.items():
+        is_shape = isinstance(shape, list | tuple) and all(isinstance(n, int) and n >= 0 for n in shape)
+        if not isinstance(name, str) or not is_shape or math.prod(shape) > _MOST_VALUES:
+            raise CheckpointError(f"its {key} give {str(name)[:80]} the shape {str(shape)[:80]}.", where=str(path))
+        found[name] = torch.Size(shape)
+    return found
+
+
 def _opened(path: Path, key: str) -> dict[str, Any]:
-    content = load_shard(path, mmap=True)
+    content = load_shard(path, mmap=True, stand_ins=True)
     if not isinstance(content, dict) or not isinstance(content.get(key), dict):
         raise CheckpointError(f"holds no {key!r}: it is not what DeepSpeed writes.", where=str(path))
-    return with_frozen(content, path, partial(load_shard, mmap=True))
+    content = with_frozen(content, path, partial(load_shard, mmap=True, stand_ins=True))
+    if key == "module" and not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in content[key].items()):
+        raise CheckpointError("its 'module' holds more than names and tensors.", where=str(path))
+    return content
 
 
 def _checked_optim(path: Path, num_ranks: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cadtrain.checkpoint.manifest import FileRecord, file_fault
 from cadtrain.errors import CheckpointError
 
 ShardSink = Callable[[Path, Any], None]
-"""Takes a path and what `torch.save` is to write there."""
+"""Takes a path and what `torch.save` is to write there, or a text."""
 
 WRITE_FAULTS = (OSError, RuntimeError, ValueError, TypeError, AssertionError, MemoryError, CheckpointError)
 """What can go wrong while a shard is written: the disk, the serializer, memory. Nothing else is caught."""
@@ -67,9 +67,12 @@ class HashingFile:
 
 
 def write_shard(path: Path | None, content: Any) -> FileRecord:
-    """`torch.save` of `content`, flushed to the disk; its size and hash. With no path nothing is written."""
+    """`torch.save` of `content`, or the text that it is, flushed to the disk; its size and hash. With no path nothing is written."""
     file = HashingFile(path)
     try:
+        if isinstance(content, str):
+            file.write(content.encode())
+            return file.finish()
         torch.save(content, cast(IO[bytes], file))
         return file.finish()
     except RuntimeError:

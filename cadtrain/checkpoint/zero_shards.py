@@ -23,10 +23,16 @@ from typing import Any, Literal
 
 import torch
 
+from cadtrain.checkpoint.mapped import copy_span
 from cadtrain.checkpoint.shard_files import ShardFiles, open_shard_files
 from cadtrain.errors import CheckpointError
 
 Kind = Literal["trained", "frozen", "buffer"]
+Reader = Callable[[int, torch.Tensor], object]
+"""Fills a flat tensor with the values of the flattened weight from `start` on: `read(start, target)`."""
+
+
+_COMPARED = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +47,13 @@ class WeightInfo:
 
 
 class ShardedWeights(Mapping[str, torch.Tensor]):
-    """The whole state dict of a checkpoint; a weight is put together when it is asked for, and not kept."""
+    """The whole state dict of a checkpoint; a weight is put together, or a piece of it, when it is asked for, and not kept."""
 
     def __init__(self, files: ShardFiles) -> None:
         self.folder = files.folder
         self.stage = files.stage
         self.num_ranks = files.num_ranks
-        self._readers: dict[str, Callable[[], torch.Tensor]] = {}
+        self._readers: dict[str, Reader] = {}
         self.info: dict[str, WeightInfo] = {}
         """By name, in the order of the model's state dict."""
         self._fill(files)
@@ -59,13 +65,22 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The whole weight on the host; trained ones in fp32. An alias gives its own copy."""
+        shape = self.info[name].shape
+        [whole] = self.pieces(name, max(1, shape.numel()))
+        return whole.view(shape)
+
+    def pieces(self, name: str, count: int) -> Iterator[torch.Tensor]:
+        """The flattened weight in pieces of `count` values, the last one shorter; one empty piece for an empty weight.
+
+        A piece is overwritten by the next: memory that is taken anew for each would cost more than the copy into it.
+        """
         info = self.info[name]
-        tensor = self._readers[info.alias_of or name]()
-        if tensor.shape != info.shape:
-            raise CheckpointError(
-                f"{name} came out as {list(tensor.shape)} instead of {list(info.shape)}.", where=str(self.folder)
-            )
-        return tensor
+        read, numel = self._readers[info.alias_of or name], info.shape.numel()
+        buffer = torch.empty(min(count, numel), dtype=info.dtype)
+        for start in range(0, max(1, numel), count):
+            piece = buffer[: numel - start]
+            read(start, piece)
+            yield piece
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.info)
@@ -82,7 +97,7 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
         aliases = _aliases(first, module)
         for name, tensor in module.items():
             if name in buffers:
-                self._add(name, tensor.shape, tensor.dtype, "buffer", tensor.clone)
+                self._add(name, tensor.shape, tensor.dtype, "buffer", tensor_reader(tensor))
             elif name in trained:
                 shape, read = trained[name]
                 self._add(name, shape, torch.float32, "trained", read)
@@ -92,7 +107,7 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
             elif name not in aliases:
                 if files.stage == 3:
                     raise CheckpointError(f"no shard holds the weight {name}.", where=str(files.folder))
-                self._add(name, tensor.shape, tensor.dtype, "frozen", tensor.clone)
+                self._add(name, tensor.shape, tensor.dtype, "frozen", tensor_reader(tensor))
             if (first_name := aliases.get(name)) is not None and name not in self.info:
                 self.info[name] = WeightInfo(name, torch.Size(), torch.float32, "trained", first_name)
         self._resolve_aliases(files)
@@ -102,9 +117,7 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
                 f"the weight {unnamed[0]} is in the optimizer but not in the model.", where=str(files.folder)
             )
 
-    def _add(
-        self, name: str, shape: torch.Size, dtype: torch.dtype, kind: Kind, read: Callable[[], torch.Tensor]
-    ) -> None:
+    def _add(self, name: str, shape: torch.Size, dtype: torch.dtype, kind: Kind, read: Reader) -> None:
         self.info[name] = WeightInfo(name, torch.Size(shape), dtype, kind)
         self._readers[name] = read
 
@@ -120,18 +133,13 @@ class ShardedWeights(Mapping[str, torch.Tensor]):
             self.info[name] = WeightInfo(name, origin.shape, origin.dtype, origin.kind, origin.name)
 
 
-_Found = dict[str, tuple[torch.Size, Callable[[], torch.Tensor]]]
+_Found = dict[str, tuple[torch.Size, Reader]]
 
 
 def _trained(files: ShardFiles) -> _Found:
     if files.stage == 0:
         return _trained_plain(files)
-    groups = [
-        {name: torch.Size(shape) for name, shape in group.items()} for group in files.model[0].get("param_shapes") or ()
-    ]
-    if not groups:
-        raise CheckpointError("names no trained weights (param_shapes).", where=str(files.model_paths[0]))
-    return _trained_by_weight(files, groups) if files.stage == 3 else _trained_by_group(files, groups)
+    return _trained_by_weight(files, files.groups) if files.stage == 3 else _trained_by_group(files, files.groups)
 
 
 def _trained_by_group(files: ShardFiles, groups: Sequence[dict[str, torch.Size]]) -> _Found:
@@ -143,11 +151,10 @@ def _trained_by_group(files: ShardFiles, groups: Sequence[dict[str, torch.Size]]
     found: _Found = {}
     for number, shapes in enumerate(groups):
         vectors = _same_group(files, parts, number, len(groups))
-        paddings = files.optim[0].get("param_alignment_paddings")
-        gaps = paddings[number] if paddings else [0] * len(shapes)
+        gaps = files.gaps(number)
         offset = 0
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
-            found[name] = (shape, span_reader(vectors, offset, shape))
+            found[name] = (shape, span_reader(vectors, offset))
             offset += shape.numel() + gap
         available = sum(vector.numel() for vector in vectors)
         # DeepSpeed pads a group to a multiple of 2 N so that every rank's part starts well aligned.
@@ -168,31 +175,9 @@ def _same_group(
     return [rows[number] for rows in parts]
 
 
-def span_reader(vectors: Sequence[torch.Tensor], offset: int, shape: torch.Size) -> Callable[[], torch.Tensor]:
-    """Reads `shape` at `offset` of the vector that `vectors` make one after another."""
-
-    def read() -> torch.Tensor:
-        flat = torch.empty(shape.numel(), dtype=vectors[0].dtype)
-        _copy_span(flat, vectors, offset)
-        return flat.view(shape)
-
-    return read
-
-
-def _copy_span(target: torch.Tensor, vectors: Sequence[torch.Tensor], offset: int) -> None:
-    """Fill `target` from position `offset` of the concatenation of `vectors`."""
-    done = 0
-    for vector in vectors:
-        if offset >= vector.numel():
-            offset -= vector.numel()
-            continue
-        count = min(vector.numel() - offset, target.numel() - done)
-        target[done : done + count] = vector[offset : offset + count]
-        done, offset = done + count, 0
-        if done == target.numel():
-            return
-    if done < target.numel():
-        raise AssertionError("a span past the end; sizes are checked when the shards are opened")
+def span_reader(vectors: Sequence[torch.Tensor], offset: int) -> Reader:
+    """Reads a weight that begins at `offset` of the vector that `vectors` make one after another."""
+    return lambda start, target: copy_span(target, vectors, offset + start)
 
 
 def _trained_by_weight(files: ShardFiles, groups: Sequence[dict[str, torch.Size]]) -> _Found:
@@ -205,7 +190,7 @@ def _trained_by_weight(files: ShardFiles, groups: Sequence[dict[str, torch.Size]
     offset = 0
     for name, shape in (item for group in groups for item in group.items()):
         share = math.ceil(shape.numel() / files.num_ranks)
-        found[name] = (shape, joined_reader(parts, offset, share, shape))
+        found[name] = (shape, joined_reader(parts, offset, share))
         offset += share
     for rows, path in zip(parts, files.optim_paths, strict=True):
         available = sum(row.numel() for row in rows)
@@ -214,40 +199,46 @@ def _trained_by_weight(files: ShardFiles, groups: Sequence[dict[str, torch.Size]
     return found
 
 
-def joined_reader(
-    parts: Sequence[Sequence[torch.Tensor]], offset: int, share: int, shape: torch.Size
-) -> Callable[[], torch.Tensor]:
-    """Reads `share` values at `offset` from each rank and joins them; the last rank's part ends in padding."""
+def joined_reader(parts: Sequence[Sequence[torch.Tensor]], offset: int, share: int) -> Reader:
+    """Reads a weight of which each rank holds `share` values at `offset`; the last rank's part ends in padding."""
 
-    def read() -> torch.Tensor:
-        flat = torch.empty(share * len(parts), dtype=parts[0][0].dtype)
-        for rank, rows in enumerate(parts):
-            _copy_span(flat[rank * share : (rank + 1) * share], rows, offset)
-        return flat[: shape.numel()].view(shape)
+    def read(start: int, target: torch.Tensor) -> None:
+        done = 0
+        while done < target.numel():
+            rank, within = divmod(start + done, share)
+            count = min(share - within, target.numel() - done)
+            copy_span(target[done : done + count], parts[rank], offset + within)
+            done += count
 
     return read
 
 
+def tensor_reader(tensor: torch.Tensor) -> Reader:
+    """Reads a weight that a file holds whole."""
+    if tensor.is_contiguous():
+        return span_reader([tensor.view(-1)], 0)
+    # Its values lie scattered in the file, after a change of the memory format say: they are put in order first.
+    return lambda start, target: target.copy_(tensor.flatten()[start : start + target.numel()])
+
+
 def _frozen(files: ShardFiles) -> _Found:
     """Stage 3: frozen weights from every rank's fragments. Below, the model states hold them whole."""
-    shapes = files.model[0].get("frozen_param_shapes") or {}
     if files.stage != 3:
         return {}
     found: _Found = {}
-    for name, shape in shapes.items():
+    for name, shape in files.frozen_shapes.items():
         fragments = []
         for state, path in zip(files.model, files.model_paths, strict=True):
             fragment = (state.get("frozen_param_fragments") or {}).get(name)
-            if fragment is None:
+            if not isinstance(fragment, torch.Tensor):
                 raise CheckpointError(f"holds no part of the frozen weight {name}.", where=str(path))
-            fragments.append([fragment.flatten()])
-        share = fragments[0][0].numel()
-        size = torch.Size(shape).numel()
+            fragments.append([flat_values(fragment, name, path)])
+        share, size = fragments[0][0].numel(), shape.numel()
         if any(rows[0].numel() != share for rows in fragments) or share * len(fragments) < size:
             raise CheckpointError(
                 f"the parts of the frozen weight {name} do not add up to {size} values.", where=str(files.folder)
             )
-        found[name] = (torch.Size(shape), joined_reader(fragments, 0, share, torch.Size(shape)))
+        found[name] = (shape, joined_reader(fragments, 0, share))
     return found
 
 
@@ -275,15 +266,24 @@ def _trained_plain(files: ShardFiles) -> _Found:
                     f"a fp32 weight of shape {list(master.shape)} is the twin of no weight of the model.",
                     where=str(files.model_paths[0]),
                 )
-            found[name] = (master.shape, master.clone)
+            found[name] = (master.shape, tensor_reader(master))
             start = names.index(name) + 1
     return found
 
 
 def _rounds_to(master: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `weight` is `master` rounded; looks at them piece by piece, and mostly at the first one only."""
     if master.shape != weight.shape:
         return False
-    return torch.equal(master.to(weight.dtype), weight)
+    read_master, read_weight, numel = tensor_reader(master), tensor_reader(weight), master.numel()
+    for start in range(0, numel, _COMPARED):
+        count = min(_COMPARED, numel - start)
+        wide, narrow = torch.empty(count, dtype=master.dtype), torch.empty(count, dtype=weight.dtype)
+        read_master(start, wide)
+        read_weight(start, narrow)
+        if not torch.equal(wide.to(weight.dtype), narrow):
+            return False
+    return True
 
 
 def _flat_tensors(state: Mapping[str, Any], key: str, path: Path) -> list[torch.Tensor]:
@@ -292,7 +292,14 @@ def _flat_tensors(state: Mapping[str, Any], key: str, path: Path) -> list[torch.
         raise CheckpointError(
             f"holds no fp32 weights ({key}).", where=str(path), hint="Only ZeRO checkpoints of DeepSpeed are read."
         )
-    return [row.flatten() for row in rows]
+    return [flat_values(row, key, path) for row in rows]
+
+
+def flat_values(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """A flat view of a mapped tensor. Raises `CheckpointError` where that takes a copy, which would not be bounded."""
+    if not tensor.is_contiguous():
+        raise CheckpointError(f"the values of {name} do not lie one after another.", where=str(path))
+    return tensor.view(-1)
 
 
 def _aliases(first: Mapping[str, Any], module: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`cadtrain convert`: a checkpoint as one file of weights or as a Hugging Face folder."""
+"""`cadtrain convert`: a checkpoint as one file of weights, a Hugging Face folder or a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cadtrain.cli.options import ForceOption, JsonOption
+from cadtrain.errors import UsageError
 
 
 class DtypeChoice(StrEnum):
@@ -22,7 +23,10 @@ class DtypeChoice(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A run folder, one of its checkpoints, or a folder that DeepSpeed saved into.")
+        Path,
+        typer.Argument(
+            help="A run folder, one of its checkpoints, or a folder that DeepSpeed or transformers.Trainer saved into."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="FILE.bin, FILE.safetensors, or a folder for `from_pretrained`.")],
     dtype: Annotated[
@@ -33,35 +37,52 @@ def convert(
         bool | None,
         typer.Option("--merge-lora/--no-merge-lora", help="Add adapters to their weights. Default: in a folder only."),
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter", help="Write a PEFT adapter folder for the plain language model, and projectors beside it."
+        ),
+    ] = False,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest file of weights in a folder, e.g. 5GB.")
+    ] = "5GB",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Compare every weight with the hashes taken of the live ones, and read the target back."
+        ),
+    ] = False,
     step: Annotated[
         int | None, typer.Option("--step", min=0, help="Which checkpoint of the run. Default: the newest.")
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a checkpoint to `.bin`, `.safetensors` or a Hugging Face folder.
+    """Convert a checkpoint to `.bin`, `.safetensors`, a Hugging Face folder or a PEFT adapter.
 
-    Memory stays bounded: one weight is put together at a time. Nothing in a checkpoint is run.
+    Weights are read, cast and written piece by piece, so memory does not grow with the model. Nothing in a checkpoint is run.
 
     Examples:
 
       cadtrain convert runs/demo-20250101-120000 out.bin
 
-      cadtrain convert runs/demo-20250101-120000 cad-model --dtype bf16
-    """
-    import os
+      cadtrain convert runs/demo-20250101-120000 cad-model --dtype bf16 --verify
 
-    # Converting needs no GPU; DeepSpeed, whose classes shards name, would otherwise look for one.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+      cadtrain convert runs/my_lora_run adapter --adapter
+    """
     from cadtrain.convert.service import convert_checkpoint
     from cadtrain.ui.console import err, print_json, print_text
     from cadtrain.ui.progress import bytes_progress
-    from cadtrain.units import format_bytes, format_seconds
+    from cadtrain.units import format_bytes, format_seconds, parse_bytes
 
-    with bytes_progress("converting") as progress:
+    try:
+        max_shard_bytes = parse_bytes(max_shard_size)
+    except ValueError as error:
+        raise UsageError(str(error), where="--max-shard-size") from error
+    with bytes_progress() as progress:
         result = convert_checkpoint(
-            source, target, dtype=dtype.value if dtype else None, merge_lora=merge_lora, step=step, force=force,
-            progress=progress,
+            source, target, dtype=dtype.value if dtype else None, merge_lora=merge_lora, adapter=adapter,
+            max_shard_bytes=max_shard_bytes, verify=verify, step=step, force=force, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json({**asdict(result), "target": str(result.target), "shards": str(result.shards)})
@@ -72,4 +93,8 @@ def convert(
         f" ({of}ZeRO-{result.zero_stage} of {result.num_ranks} ranks), {format_bytes(result.nbytes)} in {format_seconds(result.seconds)}",
         markup=False,
     )
+    if result.verified:
+        err().print("every weight in it is the one that was live when the checkpoint was saved", markup=False)
+    for note in result.notes:
+        err().print(note, markup=False)
     print_text(str(result.target))

@@ -1,29 +1,30 @@
-"""Convert a checkpoint: find it, verify it, write what the target's suffix asks for."""
+"""Convert a checkpoint: find it, verify it, write what the target asks for."""
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from cadtrain.checkpoint.source import CheckpointSource, find_checkpoint
+from cadtrain.checkpoint.weight_files import DEFAULT_SHARD_BYTES
 from cadtrain.checkpoint.zero_shards import ShardedWeights
-from cadtrain.config.sections import LoraConfig, RunConfig
-from cadtrain.convert.adapters import has_adapters, merged_entries
-from cadtrain.convert.write_file import Entry, placed_whole, write_bin, write_safetensors
-from cadtrain.errors import CheckpointError, EnvironmentFault, UsageError
-from cadtrain.units import format_bytes
+from cadtrain.convert.adapters import has_adapters
+from cadtrain.convert.targets import DTYPES, Job, Kind, Progress, write_target
+from cadtrain.convert.verify import CheckedWeights
+from cadtrain.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from cadtrain.config.sections import LoraConfig, RunConfig
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Conversion:
     """What was written."""
 
     target: Path
-    kind: Literal["bin", "safetensors", "folder"]
+    kind: Kind
     shards: Path
     step: int | None
     zero_stage: int
@@ -41,19 +42,11 @@ class Conversion:
     num_parameters: int
     nbytes: int
     merged_lora: bool
+    verified: bool
+    """Whether every weight in it was compared with the hashes of the live ones, and read back after it was written."""
+    notes: tuple[str, ...]
+    """What the reader of the target should know: where weights that did not fit into it are."""
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    source: CheckpointSource
-    weights: ShardedWeights
-    target: Path
-    kind: Literal["bin", "safetensors", "folder"]
-    dtype: str
-    config: RunConfig | None
-    merge: LoraConfig | None
-    progress: Progress
 
 
 def convert_checkpoint(
@@ -62,43 +55,55 @@ def convert_checkpoint(
     *,
     dtype: DtypeName | None = None,
     merge_lora: bool | None = None,
+    adapter: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: bool = False,
     step: int | None = None,
     force: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda doing, done, total: None,
 ) -> Conversion:
     """Write the weights of the checkpoint in `source` to `target`; one process, no ranks.
 
-    The suffix of `target` decides: `.bin`, `.safetensors`, or none for a Hugging Face folder. Parameters are cast to
-    `dtype`; buffers keep their own. Default: fp32 in a file, which are the exact master weights, and in a folder the
-    precision of training. Adapters are merged into a folder and kept in a file unless `merge_lora` says otherwise.
+    The suffix of `target` decides: `.bin`, `.safetensors`, or none for a Hugging Face folder, or for a PEFT folder with
+    `adapter`. Parameters are cast to `dtype`; buffers keep their own. Default: fp32 in a file and a PEFT folder, which are the
+    exact master weights, and in a Hugging Face folder the precision of training. Adapters are merged into a folder and kept in
+    a file unless `merge_lora` says otherwise. `verify` compares every weight with the hashes stored when it was saved.
 
     Raises `UsageError` for an existing target without `force`, `CheckpointError` for a checkpoint that does not verify
-    or holds code, `EnvironmentFault` where the disk is too small.
+    or holds code, `EnvironmentFault` where the disk is too small; what `target` was is then untouched.
     """
     start = time.monotonic()
-    kind = target_kind(target)
-    if target.exists() and not force:
-        raise UsageError(
-            "exists already.", where=str(target), hint="Add --force to replace it, or choose another name."
-        )
+    kind: Kind = "adapter" if adapter else target_kind(target)
+    _check_target(target, kind, merge_lora, force=force)
     found = find_checkpoint(source, step=step)
-    _verify(found)
-    weights = ShardedWeights.open(found.shards)
+    _verify_files(found, progress)
+    weights = (CheckedWeights if verify else ShardedWeights).open(found.shards)
     config = _run_config(found)
     merge = _adapters_to_merge(config, weights, wanted=kind == "folder" if merge_lora is None else merge_lora)
-    if kind == "folder" and merge is None and has_adapters(weights):
-        raise UsageError(
-            "a folder cannot keep adapters apart.", where="--no-merge-lora", hint="Write a .bin or .safetensors."
-        )
-    job = _Job(found, weights, target, kind, dtype or _default_dtype(kind, found), config, merge, progress)
+    job = Job(
+        shards=found.shards, weights=weights, target=target, kind=kind, dtype=dtype or _default_dtype(kind, found), config=config,
+        merge=merge, max_shard_bytes=max_shard_bytes, verify=verify, progress=progress,
+    )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
-    nbytes = _write_folder(job) if kind == "folder" else _write_file(job)
-    parameters = [info for info in weights.info.values() if info.kind != "buffer" and info.alias_of is None]
+    with _one_thread():
+        written = write_target(job)
     return Conversion(
         target=target, kind=kind, shards=found.shards, step=found.step, zero_stage=weights.stage, num_ranks=weights.num_ranks,
-        dtype=job.dtype, num_weights=len(weights), num_parameters=sum(info.shape.numel() for info in parameters),
-        nbytes=nbytes, merged_lora=merge is not None, seconds=time.monotonic() - start,
+        dtype=job.dtype, num_weights=written.num_weights, num_parameters=written.num_parameters,
+        nbytes=written.nbytes, merged_lora=merge is not None, verified=verify, notes=written.notes,
+        seconds=time.monotonic() - start,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces fit the cache of one core: shared out between threads, which spin while they wait, they take twice as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def target_kind(target: Path) -> Literal["bin", "safetensors", "folder"]:
@@ -116,15 +121,41 @@ def target_kind(target: Path) -> Literal["bin", "safetensors", "folder"]:
     return "folder"
 
 
-def _verify(found: CheckpointSource) -> None:
-    """Compare every file with the manifest; what DeepSpeed alone wrote has none."""
+def _check_target(target: Path, kind: Kind, merge_lora: bool | None, *, force: bool) -> None:
+    if kind == "adapter" and target_kind(target) != "folder":
+        raise UsageError("--adapter writes a folder.", where=str(target), hint="Give a name without suffix.")
+    if kind == "adapter" and merge_lora:
+        raise UsageError("an adapter that is merged is gone.", where="--merge-lora", hint="Leave --adapter away.")
+    if os.path.lexists(target) and not force:
+        raise UsageError(
+            "exists already.", where=str(target), hint="Add --force to replace it, or choose another name."
+        )
+    if target.is_dir() and kind in ("bin", "safetensors"):
+        raise UsageError("is a folder, and a file was asked for.", where=str(target), hint="Choose another name.")
+
+
+def _verify_files(found: CheckpointSource, progress: Progress) -> None:
+    """Compare every file with the manifest, several at a time; what DeepSpeed alone wrote has none."""
     if found.manifest is None:
         return
-    folder = found.shards.parent
-    faults = found.manifest.faults(folder)
+    folder, manifest = found.shards.parent, found.manifest
+    # One share a file, the largest first: so the manifest sorts them.
+    sizes = manifest.sizes() or [0]
+    faults: list[str] = []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        shares = pool.map(lambda number: manifest.faults(folder, share=(number, len(sizes))), range(len(sizes)))
+        for number, share in enumerate(shares, start=1):
+            faults += share
+            progress("checking files", sum(sizes[:number]), sum(sizes))
+    listed = set(manifest.files)
+    faults += [
+        f"{path.relative_to(folder)}: is not in the manifest"
+        for path in sorted(found.shards.iterdir())
+        if str(path.relative_to(folder)) not in listed
+    ]
     if faults:
         raise CheckpointError(
-            f"does not verify: {'; '.join(faults[:3])}",
+            f"does not verify: {'; '.join(dict.fromkeys(faults[:3]))}",
             where=str(folder),
             hint="Take another checkpoint, or copy this one again.",
         )
@@ -151,102 +182,7 @@ def _adapters_to_merge(config: RunConfig | None, weights: ShardedWeights, *, wan
     return lora
 
 
-def _default_dtype(kind: str, found: CheckpointSource) -> str:
+def _default_dtype(kind: Kind, found: CheckpointSource) -> str:
     if kind != "folder" or found.manifest is None:
         return "fp32"
     return found.manifest.precision if found.manifest.precision in DTYPES else "fp32"
-
-
-def _write_file(job: _Job) -> int:
-    entries = _entries(job)
-    total = sum(entry.nbytes for entry in entries if entry.alias_of is None)
-    _check_room(job.target, total * (2 if job.kind == "bin" else 1))
-    done = 0
-
-    def count(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        job.progress(done, total)
-
-    write = write_bin if job.kind == "bin" else write_safetensors
-    with placed_whole(job.target) as temporary:
-        write(temporary, entries, progress=count)
-    return job.target.stat().st_size
-
-
-def _entries(job: _Job) -> list[Entry]:
-    if job.merge is not None:
-        return merged_entries(job.weights, job.merge, dtype_of=lambda name: _target_dtype(job, name))
-    return [
-        Entry(name, info.shape, _target_dtype(job, name), partial(job.weights.__getitem__, name), info.alias_of)
-        for name, info in job.weights.info.items()
-    ]
-
-
-def _target_dtype(job: _Job, name: str) -> torch.dtype:
-    info = job.weights.info[name]
-    return DTYPES[job.dtype] if info.kind != "buffer" and info.dtype.is_floating_point else info.dtype
-
-
-def _check_room(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if needed > free:
-        raise EnvironmentFault(
-            f"needs {format_bytes(needed)} of disk, {format_bytes(free)} are free.",
-            where=str(target.parent),
-            hint="Free space, write elsewhere, or use --dtype bf16.",
-        )
-
-
-def _write_folder(job: _Job) -> int:
-    """A folder that `from_pretrained` opens; replaces an existing one only after the new one is whole."""
-    from cadtrain.model.export import write_folder
-
-    if job.config is None:
-        raise UsageError(
-            "a folder needs the model's description, and there is no config.yaml beside this checkpoint.",
-            where=str(job.target),
-            hint="Convert a checkpoint of a cadtrain run, or write a .bin or .safetensors.",
-        )
-    entries = _entries(job)
-    total = sum(entry.nbytes for entry in entries if entry.alias_of is None)
-    _check_room(job.target, total)
-    new = job.target.with_name(f".{job.target.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        description, tokenizer = _describe_model(job.config, DTYPES[job.dtype])
-        write_folder(new, config=description, weights=_stream(entries, total, job.progress), tokenizer=tokenizer)
-        if job.target.is_dir():
-            shutil.rmtree(job.target)
-        elif job.target.exists():
-            job.target.unlink()
-        new.rename(job.target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return sum(path.stat().st_size for path in job.target.iterdir())
-
-
-def _stream(entries: list[Entry], total: int, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
-    done = 0
-    for entry in entries:
-        if entry.alias_of is not None:
-            continue
-        yield entry.name, entry.read().to(entry.dtype)
-        done += entry.nbytes
-        progress(done, total)
-
-
-def _describe_model(config: RunConfig, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model's own description and its tokenizer; the model is built without values to learn its shapes."""
-    from cadtrain.cad.codec import added_vocabulary, get_codec
-    from cadtrain.model.build import build_model
-    from cadtrain.model.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer(config.model.language, added_vocabulary(config.data.codec))
-    codec = get_codec(config.data.codec)
-    with torch.device("meta"):
-        model = build_model(
-            config.model, tokenizer=tokenizer, codec=codec.name, codec_version=codec.version, dtype=dtype,
-            device="meta", seed=config.seed,
-        )  # fmt: skip
-    return model.config, tokenizer

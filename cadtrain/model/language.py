@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -77,7 +79,7 @@ def load_language_model(
         model = AutoModelForCausalLM.from_pretrained(
             source, config=stored, dtype=dtype, attn_implementation=attention.NAME, device_map={"": device}
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise ConfigError(
             [Fault(f"{_WHERE}.pretrained", f"the weights of {source!r} could not be loaded: {error}")]
         ) from error

@@ -6,13 +6,14 @@ Legend: none; weights are handled by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -42,9 +43,20 @@ def fill_from_files(model: PreTrainedModel, source: str, sharding: Sharding) -> 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     can_grow = {id(parameter) for module in ends for parameter in module.parameters(recurse=False)}
     for path in sorted(set(files.values())):
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path) as tensors:
             for name in sorted(name for name in parameters if files[name] == path):
                 _fill(parameters[name], name, tensors, sharding, can_grow=id(parameters[name]) in can_grow)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """The file, whose header safetensors has checked; raises ConfigError where it is damaged or lies about its content."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        hint = "Fetch the weights again, from a source that you trust."
+        raise ConfigError([Fault(_WHERE, f"{path} could not be read: {error}.", hint)]) from error
 
 
 def _fill(parameter: nn.Parameter, name: str, tensors: safe_open, sharding: Sharding, *, can_grow: bool) -> None:
@@ -67,13 +79,26 @@ def _weight_files(source: str) -> dict[str, Path]:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ConfigError([Fault(_WHERE, f"the weights of {source!r} could not be fetched: {error}")]) from error
     if (folder / _INDEX).is_file():
-        weight_map = json.loads((folder / _INDEX).read_text())["weight_map"]
-        return {name: folder / file for name, file in weight_map.items()}
+        return _indexed(folder)
     if not (folder / _SINGLE).is_file():
         hint = "Save the model with `save_pretrained` first, or train with a lower ZeRO stage."
         raise ConfigError([Fault(_WHERE, f"{folder} has no {_SINGLE}; only safetensors are read under ZeRO-3.", hint)])
-    with safe_open(folder / _SINGLE, framework="pt") as tensors:
+    with _opened(folder / _SINGLE) as tensors:
         return dict.fromkeys(tensors.keys(), folder / _SINGLE)
+
+
+def _indexed(folder: Path) -> dict[str, Path]:
+    """What the index says; its files are names inside `folder`, and no path that leads out of it."""
+    try:
+        weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError([Fault(_WHERE, f"{folder / _INDEX} is no index of weights: {error}.")]) from error
+    if odd := sorted(file for file in files.values() if file != Path(file).name or not file.endswith(".safetensors")):
+        raise ConfigError(
+            [Fault(_WHERE, f"{folder / _INDEX} names {odd[0]!r}, which is no safetensors file of its folder.")]
+        )
+    return {name: folder / file for name, file in files.items()}
 
 
 def _names_fault(source: str, says: str, names: Iterable[str]) -> list[Fault]:

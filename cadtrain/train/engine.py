@@ -25,6 +25,7 @@ import torch
 from cadtrain.checkpoint.frozen import with_frozen
 from cadtrain.checkpoint.safe_load import load_shard
 from cadtrain.checkpoint.shard_writer import WRITE_FAULTS, ShardSink
+from cadtrain.checkpoint.weight_sums import sums_name, sums_text
 from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import all_agree, first_verdict
@@ -36,6 +37,7 @@ from cadtrain.model.components import (
     encoder_block_classes,
     trainable_components,
 )
+from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
 
 log = logging.getLogger(__name__)
@@ -190,6 +192,7 @@ class DeepSpeedEngine:
         self._engine.checkpoint_engine = _safe_checkpoint_engine()
         self._world_size = self._engine.world_size
         self._optim = optim
+        self._constant_hashes: dict[tuple[str, int, int], str] = {}
         self._fp32_sums: dict[torch.nn.Parameter, torch.Tensor] | None = None
         if self._stage == 0:
             # DeepSpeed's plain data parallelism accumulates in the weights' dtype; ours adds up in fp32 and reduces once.
@@ -272,6 +275,10 @@ class DeepSpeedEngine:
             raise CheckpointError(
                 f"a shard could not be written: {writer.failure}", where=str(folder)
             ) from writer.failure
+        layout = Layout(self._engine.optimizer, self._stage, self._engine.global_rank)
+        trained = [parameter for rows in self._trainable.values() for parameter in rows]
+        spans = live_spans(self.model, layout, trained)
+        sink(folder / sums_name(layout.rank), sums_text(spans, self._constant_hashes))
 
     def load(self, folder: Path) -> None:
         try:

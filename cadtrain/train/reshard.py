@@ -42,7 +42,7 @@ class Layout:
     def __init__(self, wrapper: Any, stage: int, rank: int) -> None:
         self.stage = stage
         self._wrapper = wrapper
-        self._rank = rank
+        self.rank = rank
         self._plain = dict(_plain_masters(wrapper)) if stage == 0 else {}
 
     @property
@@ -56,7 +56,7 @@ class Layout:
             return Part(self._plain[parameter], 0, 0, parameter.numel())
         if self.stage == 3:
             group, at, count = self._wrapper.grad_position[self._wrapper.get_param_id(parameter)]
-            return Part(self._wrapper.fp32_partitioned_groups_flat[group], at, self._rank * count, count)
+            return Part(self._wrapper.fp32_partitioned_groups_flat[group], at, self.rank * count, count)
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return None
@@ -68,7 +68,7 @@ class Layout:
         """Set what forward and backward use; `value` is the whole weight."""
         if self.stage == 3:
             held = parameter.ds_tensor  # type: ignore[attr-defined]
-            held.data.copy_(_span(value, self._rank * held.numel(), held.numel()).view(held.shape))
+            held.data.copy_(_span(value, self.rank * held.numel(), held.numel()).view(held.shape))
         else:
             parameter.data.copy_(value)
 

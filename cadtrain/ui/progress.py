@@ -11,13 +11,13 @@ from cadtrain.ui.console import err
 
 
 @contextmanager
-def bytes_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback that takes `(done, total)` bytes and shows them as a bar on stderr, where that is a terminal."""
+def bytes_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback that takes what is being done, bytes done and bytes in all, and shows a bar on stderr, where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task("", total=None)
 
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def tell(doing: str, done: int, total: int) -> None:
+            bar.update(task, description=doing, completed=done, total=total)
 
         yield tell

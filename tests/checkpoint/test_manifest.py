@@ -102,3 +102,10 @@ def test_what_is_no_manifest_is_said_to_be_none(folder: Path, text: str) -> None
 def test_a_manifest_of_no_files_vouches_for_nothing(folder: Path) -> None:
     change(folder, lambda raw: raw.update(files={}))
     assert Manifest.read(folder).faults(folder) == ["the manifest names no file"]
+
+
+def test_a_link_out_of_the_checkpoint_is_a_fault_whatever_it_leads_to(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "b.pt"
+    (folder / "engine/b.pt").rename(outside)
+    (folder / "engine/b.pt").symlink_to(outside)
+    assert Manifest.read(folder).faults(folder) == ["engine/b.pt: points outside the checkpoint"]

@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ class Hostile:
 
     def __reduce__(self) -> Any:
         return (os.system, (self.command,))
+
+
+def in_optimizer(value: Any) -> dict[str, Any]:
+    """A shard of an optimizer that holds `value` where Adam's step count is."""
+    return {**STATE, "optimizer_state_dict": {"base_optimizer_state": {"state": {0: {"step": value}}, "param_groups": []}}}
 
 
 def torch_bytes(value: Any, *, as_zip: bool = True) -> bytes:
@@ -60,7 +67,7 @@ def test_deepspeeds_own_records_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("form", ["zip", "old", "pickle", "inside a dict"])
+@pytest.mark.parametrize("form", ["zip", "old", "pickle", "inside a dict", "old, in the optimizer's state"])
 @pytest.mark.parametrize("mmap", [True, False])
 def test_a_hostile_file_is_refused_and_nothing_of_it_runs(tmp_path: Path, form: str, mmap: bool) -> None:
     marker, path = tmp_path / "marker", tmp_path / "a.pt"
@@ -69,6 +76,7 @@ def test_a_hostile_file_is_refused_and_nothing_of_it_runs(tmp_path: Path, form: 
         "zip": lambda: torch_bytes(hostile),
         "old": lambda: torch_bytes(hostile, as_zip=False),
         "pickle": lambda: pickle.dumps(hostile),
+        "old, in the optimizer's state": lambda: torch_bytes(in_optimizer(hostile), as_zip=False),
         "inside a dict": lambda: torch_bytes({**STATE, "optimizer": [hostile]}),
     }[form]()
     path.write_bytes(data)
@@ -121,3 +129,76 @@ def test_what_is_no_torch_file(tmp_path: Path) -> None:
     for name in ("text", "zip", "missing", "."):
         with pytest.raises(CheckpointError):
             load_shard(tmp_path / name)
+
+
+def rewritten(path: Path, *, compress: int = zipfile.ZIP_STORED, replace: dict[str, bytes] | None = None) -> None:
+    """Write the archive anew, its records compressed, or some of them of other bytes."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compress) as archive:
+        for name, content in records.items():
+            archive.writestr(name, (replace or {}).get(name.split("/", 1)[1], content))
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_compressed_record_is_refused_before_it_is_unpacked(tmp_path: Path, mmap: bool) -> None:
+    """A thousand times smaller than what it unpacks to."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.zeros(4_000_000)}, path)
+    rewritten(path, compress=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 40_000
+    with pytest.raises(CheckpointError, match=r"is compressed, which torch\.save never does"):
+        load_shard(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize(
+    "claim",
+    [
+        torch.zeros(1).expand(1 << 50),
+        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (1 << 50,), check_invariants=True),
+        torch.empty(1 << 40, device="meta"),
+    ],
+    ids=["stride 0", "sparse", "without values"],
+)
+def test_a_tensor_that_claims_more_than_its_file_is_refused(tmp_path: Path, mmap: bool, claim: torch.Tensor) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({**STATE, "deep": [{"w": claim}]}, path)
+    with pytest.raises(CheckpointError, match="refused: it claims a"):
+        load_shard(path, mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("numel", [b"J\xff\xff\x00\x00", b"J\xff\xff\xff\x7f", b"J\xff\xff\xff\xff"], ids=["65535", "2^31", "-1"])
+def test_a_storage_that_is_smaller_than_it_says_is_refused(tmp_path: Path, mmap: bool, numel: bytes) -> None:
+    """The pickle says how many values a record has and how many a tensor takes of it: here the record has 113."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.zeros(113)}, path)
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read("a/data.pkl")
+    assert pickled.count(b"Kq") == 2, "once for the storage, once for the tensor"
+    rewritten(path, replace={"data.pkl": pickled.replace(b"Kq", numel)})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_shard(path, mmap=mmap)
+
+
+def test_a_file_of_the_other_byte_order_is_refused(tmp_path: Path) -> None:
+    """Turned round in memory it would come back unturned when its pages are read again."""
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path)
+    rewritten(path, replace={"byteorder": b"big"})
+    with pytest.raises(CheckpointError, match="'big' byte order, this machine is little-endian"):
+        load_shard(path, mmap=True)
+
+
+def test_stand_ins_keep_deepspeed_out(tmp_path: Path) -> None:
+    """A converter wants the tensors alone; what DeepSpeed's records hold is not looked at."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(2), "scaler": LossScaler(scale=4.0)}, path)
+    code = "import sys; from pathlib import Path; from cadtrain.checkpoint.safe_load import load_shard\n"
+    code += "found = load_shard(Path(sys.argv[1]), stand_ins=True)\n"
+    code += "print(type(found['scaler']).__name__, found['w'].tolist(), 'deepspeed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[0] == "LossScaler [1.0, 1.0] False"

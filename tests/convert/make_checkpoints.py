@@ -66,11 +66,14 @@ def train_and_save(folder: Path, stage: int, precision: str) -> None:
         {"params": [p for name, p in names.items() if name.startswith(("hidden", "norm", "gate"))], "lr": 3e-3, "weight_decay": 0.1},
     ]
     optimizer = torch.optim.AdamW(groups)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    # DeepSpeed 0.18 gathers into views, which torch 2.13 allows only where no gradient is recorded.
+    with torch.no_grad():
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     for step in range(3):
         generator = torch.Generator().manual_seed(10 * step + torch.distributed.get_rank())
         engine.backward(engine(torch.randint(0, 17, (4,), generator=generator)))
-        engine.step()
+        with torch.no_grad():
+            engine.step()
     # A stage of a curriculum may switch a learning weight off; it is then saved as trained and listed as frozen.
     model.shift.requires_grad_(False)
     engine.save_checkpoint(str(folder), tag="global_step3")

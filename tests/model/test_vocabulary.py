@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cadtrain.cad import added_vocabulary
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig
+from cadtrain.convert.model_folder import export_model, merge_lora
 from cadtrain.errors import CheckpointError, ConfigError, UsageError
 from cadtrain.model import CadMllm, build_model, build_tokenizer
-from cadtrain.model.export import export_model, merge_lora
 from cadtrain.model.tokenizer import byte_tokenizer, first_added_id
 from cadtrain.model.vocabulary import add_rows
 from tests.model.test_build import RecordingSharding

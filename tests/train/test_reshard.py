@@ -108,8 +108,19 @@ def _read(stage: int, folder: str, options: dict[str, Any]) -> list[float]:
     return [*losses, float(exact)]
 
 
+def check_against_live(folder: Path) -> None:
+    """Every weight that the shards give is the one that the ranks held, by the hashes that they left."""
+    from cadtrain.convert.verify import CheckedWeights
+
+    weights = CheckedWeights.open(folder)
+    for name in weights:
+        weights[name]
+    assert weights.checked == {name for name, info in weights.info.items() if info.alias_of is None}
+
+
 def _check(writer: RankPool, reader: RankPool, stages: tuple[int, int], folder: Path, options: dict[str, Any], rel: float) -> None:
     expected = writer.run(_write, stages[0], str(folder), options)[0]
+    check_against_live(folder / "engine")
     *found, is_exact = reader.run(_read, stages[1], str(folder), options)[0]
     assert is_exact
     assert found == pytest.approx(expected, rel=rel)

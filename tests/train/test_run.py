@@ -173,7 +173,8 @@ def test_converted_weights_give_the_logits_of_the_live_model(two_ranks: RankPool
     from cadtrain.convert.service import convert_checkpoint
 
     live = two_ranks.run(_train_and_save_on_rank, stage, str(tmp_path))[0]
-    convert_checkpoint(tmp_path / "checkpoints" / "step-00000002", tmp_path / "out.bin")
+    result = convert_checkpoint(tmp_path / "checkpoints" / "step-00000002", tmp_path / "out.bin", verify=True)
+    assert result.verified
     config = model_config(lora=stage == 2)
     model, feed = build(config, seed=1), make_feed(config)
     state = torch.load(tmp_path / "out.bin", weights_only=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cadtrain.cad import added_vocabulary, respelling, token_counter
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig
@@ -209,6 +210,15 @@ def _check_export(run_dir: Path, live: torch.Tensor, pretrained: str, *, lora: b
     with torch.no_grad():
         logits = opened(**{**inputs, "labels": None, "target_positions": None}).logits
     torch.testing.assert_close(logits, live, rtol=1e-4, atol=1e-4)
+
+    if lora:
+        result = convert_checkpoint(checkpoint, run_dir / "adapter", adapter=True, verify=True)
+        beside = load_file(run_dir / "adapter" / "projectors.safetensors")
+        embedding = opened.language.get_input_embeddings().weight
+        rows = beside["language.model.embed_tokens.new_rows.weight"]
+        torch.testing.assert_close(rows.to(embedding.dtype), embedding[-rows.shape[0] :])
+        assert any("rows of their own" in note for note in result.notes)
+        assert AutoTokenizer.from_pretrained(run_dir / "adapter").get_vocab() == tokenizer.get_vocab()
 
     convert_checkpoint(checkpoint, run_dir / "apart.bin")
     state = torch.load(run_dir / "apart.bin", weights_only=True)

@@ -62,7 +62,7 @@ def build_image_encoder(config: ImageEncoderConfig, *, dtype: torch.dtype, devic
             model = Dinov2Model.from_pretrained(
                 config.pretrained, config=found, dtype=dtype, attn_implementation="sdpa", device_map={"": device}
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
             message = f"the weights of {config.pretrained!r} could not be loaded: {error}"
             raise ConfigError([Fault(f"{_IMAGE}.pretrained", message)]) from error
     return ImageEncoder(found, image_size=config.image_size, trainable=config.trainable, model=model)

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
 from cadtrain.config.sections import ModelConfig
+from cadtrain.convert.model_folder import export_model, merge_lora, write_folder
 from cadtrain.errors import CheckpointError, UsageError
 from cadtrain.model import CadMllm
-from cadtrain.model.export import export_model, merge_lora, write_folder
 from cadtrain.model.tokenizer import byte_tokenizer
 from tests.model.tiny import make_model, model_config, pack, sample
 
@@ -82,7 +82,7 @@ def test_a_cast_export_is_described_as_such(tmp_path: Path) -> None:
     write_folder(
         tmp_path / "out",
         config=model.config,
-        weights=model.state_dict().items(),
+        weights=model.state_dict(),
         tokenizer=byte_tokenizer(),
         dtype=torch.bfloat16,
     )
@@ -186,7 +186,7 @@ def test_a_faulty_set_of_weights_leaves_nothing_behind(tmp_path: Path, fault: st
         "unmerged": "adapters must be merged",
     }[fault]
     with pytest.raises(CheckpointError, match=message):
-        write_folder(tmp_path / "out", config=model.config, weights=weights.items(), tokenizer=byte_tokenizer())
+        write_folder(tmp_path / "out", config=model.config, weights=weights, tokenizer=byte_tokenizer())
     assert list(tmp_path.iterdir()) == []
 
 

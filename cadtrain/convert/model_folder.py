@@ -3,6 +3,7 @@
 Legend: R rank of an adapter, I and O input and output width of the layer it stands beside.
 
 Everything here is tensor arithmetic on names: no model is held, so a checkpoint larger than memory can pass through.
+Weights come as entries that are read piece by piece while they are written (`cadtrain.checkpoint.weight_files`).
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from cadtrain.checkpoint.weight_files import DEFAULT_SHARD_BYTES, Entry, Written, entries_of, write_sharded
 from cadtrain.errors import CheckpointError, UsageError
 from cadtrain.model.cad_mllm import CadMllm, CadMllmConfig
 
-DEFAULT_SHARD_BYTES = 5 << 30
+PREPROCESSOR = "preprocessor_config.json"
 
 _HEAD = "language.lm_head.weight"
 _BASE, _LORA = ".base_layer.", re.compile(r"\.(lora_[A-Za-z_]+|added_rows)(\.|$)")
@@ -91,30 +94,51 @@ def _with_rows(base: torch.Tensor, rows: torch.Tensor, stem: str) -> torch.Tenso
     return merged
 
 
+def fill_folder(
+    folder: Path,
+    *,
+    config: CadMllmConfig,
+    entries: Sequence[Entry],
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    written: Written = lambda name, piece: None,
+) -> list[Path]:
+    """Write what `CadMllm.from_pretrained` opens into the empty `folder`, and `AutoModel` once `cadtrain.model` is imported.
+
+    `entries` are those of a model without adapters (see `merge_lora`), in any order; a tied head is written once, as the
+    embedding. `facts` become `preprocessor_config.json`: how an input is made for the model. Gives the files of weights.
+    Raises CheckpointError before anything is written when weights are missing, left over or of another shape.
+    """
+    checked = _checked(_published(entry for entry in entries if entry.alias_of is None), _expected_shapes(config))
+    files = write_sharded(folder, checked, max_bytes=max_shard_bytes, written=written)
+    dtype = next((entry.dtype for entry in checked if entry.dtype.is_floating_point), torch.float32)
+    _write_descriptions(folder, config, tokenizer, dtype)
+    if facts is not None:
+        (folder / PREPROCESSOR).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
 def write_folder(
     folder: Path,
     *,
     config: CadMllmConfig,
-    weights: Iterable[tuple[str, torch.Tensor]],
+    weights: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Path:
-    """Write a folder that `CadMllm.from_pretrained` opens, and `AutoModel` once `cadtrain.model` is imported.
+    """Write weights in memory as a new folder (see `fill_folder`); `dtype` casts the floating ones.
 
-    `weights` are those of a model without adapters (see `merge_lora`), in any order; at most `max_shard_bytes` of them
-    are held at once. `dtype` casts the floating ones. A tied head is written once, as the embedding. The folder appears
-    whole or not at all. Raises CheckpointError when weights are missing, left over or of another shape, and UsageError
-    when the folder exists.
+    The folder appears whole or not at all. Raises UsageError when it exists, and as `fill_folder` does.
     """
     if folder.exists():
         raise UsageError(f"{folder} exists already.", hint="Choose another folder, or remove it first.")
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        published = _published((name, _cast(tensor, dtype)) for name, tensor in weights)
-        found_dtype = _write_shards(temporary, _checked(published, _expected_shapes(config)), max_shard_bytes)
-        _write_descriptions(temporary, config, tokenizer, dtype or found_dtype)
+        entries = entries_of(weights, dtype=dtype)
+        fill_folder(temporary, config=config, entries=entries, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,12 +149,12 @@ def write_folder(
 def export_model(
     model: CadMllm, folder: Path, *, tokenizer: PreTrainedTokenizerBase, max_shard_bytes: int = DEFAULT_SHARD_BYTES
 ) -> Path:
-    """Write a live, whole model as a folder, its adapters merged."""
-    weights: Iterable[tuple[str, torch.Tensor]] = model.state_dict().items()
+    """Write a live, whole model as a folder, its adapters merged; the merged weights stand in memory beside it."""
+    weights = model.state_dict()
     adapters = getattr(model.language, "peft_config", None)
     if adapters:
         settings = adapters[_ADAPTER]
-        weights = merge_lora(model.state_dict(), alpha=settings.lora_alpha, rank=settings.r)
+        weights = dict(merge_lora(weights, alpha=settings.lora_alpha, rank=settings.r))
     return write_folder(
         folder, config=model.config, weights=weights, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes
     )
@@ -142,96 +166,64 @@ def _expected_shapes(config: CadMllmConfig) -> dict[str, torch.Size]:
         model = CadMllm(config)
     kept = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(kept.items())}
-    once = ((name, tensor) for name, tensor in kept.items() if first[id(tensor)] == name)
-    return {name: tensor.shape for name, tensor in _published(once)}
+    once = [
+        Entry(name, tensor.shape, tensor.dtype, tuple) for name, tensor in kept.items() if first[id(tensor)] == name
+    ]
+    return {entry.name: entry.shape for entry in _published(once)}
 
 
-def _checked(
-    weights: Iterable[tuple[str, torch.Tensor]], expected: dict[str, torch.Size]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    seen: set[str] = set()
-    for name, tensor in weights:
+def _checked(entries: Iterable[Entry], expected: dict[str, torch.Size]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        name = entry.name
         if name == _HEAD and name not in expected:
             continue  # tied to the embedding
         if name not in expected:
             raise CheckpointError(f"the model has no weight called {name}; adapters must be merged before.")
-        if tensor.shape != expected[name]:
-            raise CheckpointError(f"{name} has shape {list(tensor.shape)}, the model wants {list(expected[name])}.")
-        if name in seen:
+        if entry.shape != expected[name]:
+            raise CheckpointError(f"{name} has shape {list(entry.shape)}, the model wants {list(expected[name])}.")
+        if name in found:
             raise CheckpointError(f"{name} was given twice.")
-        seen.add(name)
-        yield name, tensor
-    missing = sorted(set(expected) - seen)
+        found[name] = entry
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise CheckpointError(
             f"{len(missing)} of the model's {len(expected)} weights are missing, the first is {missing[0]}."
         )
+    return list(found.values())
 
 
-def _published(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+def _published(entries: Iterable[Entry]) -> Iterator[Entry]:
     """Weights under the names that files carry; DINOv2's gate and up projection are one weight there."""
-    halves: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in weights:
+    halves: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        name = entry.name
         if not name.startswith("image_encoder."):
-            yield name, tensor
+            yield entry
             continue
         half = re.search(r"\.mlp\.(gate|up)_proj\.", name)
         if half:
             joined = name.replace(half[0], ".mlp.weights_in.")
             pair = halves.setdefault(joined, {})
-            pair[half[1]] = tensor
+            pair[half[1]] = entry
             if len(pair) == 2:
-                yield joined, torch.cat([pair["gate"], pair["up"]])
+                yield _stacked(joined, pair["gate"], pair["up"])
                 del halves[joined]
             continue
         for pattern, replacement in _DINOV2_NAMES:
             name = pattern.sub(replacement, name)
-        yield name, tensor
+        yield Entry(name, entry.shape, entry.dtype, entry.pieces)
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    tensor = tensor.detach()
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    return tensor.cpu().contiguous()
+def _stacked(name: str, first: Entry, second: Entry) -> Entry:
+    """One entry of two, one above the other."""
+    shape = torch.Size([first.shape[0] + second.shape[0], *first.shape[1:]])
+    return Entry(name, shape, first.dtype, partial(_pieces_of, first.pieces, second.pieces))
 
 
-def _write_shards(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> torch.dtype:
-    """Write safetensors files and, for more than one, their index; gives the dtype of the first floating weight."""
-    parts: list[tuple[Path, list[str]]] = []
-    batch: dict[str, torch.Tensor] = {}
-    size = total = 0
-    dtype: torch.dtype | None = None
-
-    def flush() -> None:
-        path = folder / f"part-{len(parts):05d}.safetensors"
-        save_file(batch, path, metadata={"format": "pt"})
-        parts.append((path, list(batch)))
-        batch.clear()
-
-    for name, tensor in weights:
-        if batch and size + tensor.nbytes > max_shard_bytes:
-            flush()
-            size = 0
-        batch[name] = tensor
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-        dtype = dtype or (tensor.dtype if tensor.is_floating_point() else None)
-    flush()
-    if len(parts) == 1:
-        parts[0][0].rename(folder / "model.safetensors")
-    else:
-        _name_shards(folder, parts, total)
-    return dtype or torch.float32
-
-
-def _name_shards(folder: Path, parts: list[tuple[Path, list[str]]], total: int) -> None:
-    weight_map: dict[str, str] = {}
-    for number, (path, names) in enumerate(parts, start=1):
-        final = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        path.rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def _pieces_of(*sources: Callable[[], Iterable[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    for source in sources:
+        yield from source()
 
 
 def _write_descriptions(
