@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cadtrain"
 
-SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat"}
+SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat", "host_memory"}
 FOUNDATIONS = {"model", "data", "metrics", "checkpoint"}
 USES = {"inference", "evaluation"}
 BELOW_SERVICES = {"config", "cad", "geometry"} | FOUNDATIONS | USES
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "logs": set(),
     "distributed": set(),
     "heartbeat": set(),
+    "host_memory": set(),
     "config": set(),
     "cad": set(),
     "geometry": {"cad"},
@@ -65,7 +66,7 @@ OWNERS: dict[str, set[str]] = {
     "liger_kernel": {"model"},
 }
 
-TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs", "heartbeat"}
+TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs", "heartbeat", "host_memory"}
 """Rooms that never import torch, not even inside a function."""
 
 

@@ -48,10 +48,13 @@ from cadtrain.checkpoint.scores import Scores
 from cadtrain.checkpoint.shard_writer import WRITE_FAULTS, HostPool, ShardSink, ShardWriter, write_shard
 from cadtrain.distributed import Place, all_agree, first_verdict
 from cadtrain.errors import CheckpointError
+from cadtrain.host_memory import available_memory
 from cadtrain.units import format_bytes
 
 log = logging.getLogger(__name__)
 
+HOST_RESERVE_BYTES = 2 << 30
+"""Host memory that a copy of the state leaves for everything else."""
 _RANK_FILES = "files-{rank:05d}.json"
 
 
@@ -105,6 +108,7 @@ class CheckpointStore:
         self._frozen: FrozenRecord | None = None
         self._pool = HostPool()
         self._pending: _Save | None = None
+        self._has_host_room: bool | None = None
 
     @property
     def has_pending(self) -> bool:
@@ -138,6 +142,19 @@ class CheckpointStore:
         save = self._begun(step, state, config_text, write_engine, expected_bytes, pool=None)
         self._agree(save, save.writer.read_back, "reading its shards back")
         return self._commit(save)
+
+    def has_host_room(self, expected_bytes: int) -> bool:
+        """Whether every host has memory for a copy of its ranks' parts of `expected_bytes`; asked once. Collective."""
+        if self._has_host_room is None:
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._place.world_size))
+            needed = expected_bytes * ranks_here // self._place.world_size + HOST_RESERVE_BYTES
+            free = available_memory()
+            lacks = f"{format_bytes(needed)} needed, {format_bytes(free)} free" if free < needed else None
+            fault = first_verdict(all_agree(lacks, device=_device()))
+            self._has_host_room = fault is None
+            if fault is not None:
+                log.warning("checkpoints are written at once: host memory has no room for a copy of the state, %s", fault)
+        return self._has_host_room
 
     def save_behind(
         self,

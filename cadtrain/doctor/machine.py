@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cadtrain.doctor.finding import Finding, fail, ok, warn
-from cadtrain.launch.evidence import CGROUPS, cgroup_folders
+from cadtrain.host_memory import cgroup_memory_limit
 from cadtrain.units import format_bytes
 
 GIB = 2**30
@@ -39,25 +39,6 @@ def check_memory(*, num_gpus: int) -> Iterator[Finding]:
         )
     else:
         yield ok("host memory", text)
-
-
-def cgroup_memory_limit(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) -> tuple[int, int] | None:
-    """(limit, in use) in bytes of the tightest control group that this process is in; None where there is none."""
-    found = []
-    for folder in cgroup_folders(root, proc):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            try:
-                limit = (folder / limit_name).read_text().strip()
-                used = (folder / used_name).read_text().strip()
-            except OSError:
-                continue
-            # Version 1 writes a number near 2^63 for no limit.
-            if limit.isdecimal() and used.isdecimal() and int(limit) < 2**60:
-                found.append((int(limit), int(used)))
-    return min(found, default=None)
 
 
 def check_shared_memory(*, num_gpus: int, path: Path = Path("/dev/shm")) -> Iterator[Finding]:

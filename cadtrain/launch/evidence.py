@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from cadtrain.host_memory import CGROUPS, cgroup_folders, read_text
+
 SHARED_MEMORY = Path("/dev/shm")
 _KILLED = re.compile(r"Killed process (\d+) .*?anon-rss:(\d+)kB")
 
@@ -67,27 +68,15 @@ class Witness:
         limits = []
         for folder in cgroup_folders(self._cgroups, self._proc / "self" / "cgroup"):
             for name in ("memory.max", "memory.limit_in_bytes"):
-                text = _read(folder / name).strip()
+                text = read_text(folder / name).strip()
                 # Version 1 writes a number near 2^63 for no limit.
                 if text.isdecimal() and int(text) < 2**60:
                     limits.append(int(text))
         return min(limits, default=None)
 
 
-def cgroup_folders(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
-    """The folders of the control groups for memory that this process is in, the innermost first."""
-    for line in _read(membership).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        inner = Path(path.lstrip("/"))
-        yield from (base / part for part in (inner, *inner.parents))
-
-
 def _counter(path: Path, name: str) -> list[int]:
-    rows = (line.split() for line in _read(path).splitlines())
+    rows = (line.split() for line in read_text(path).splitlines())
     return [int(row[1]) for row in rows if len(row) == 2 and row[0] == name and row[1].isdecimal()]
 
 
@@ -118,10 +107,3 @@ def _free(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -292,7 +292,8 @@ class Trainer:
         self._complete_save()
         if self._saved_step == state.step:
             return
-        is_behind = parts.config.checkpoint.asynchronous and not is_final
+        learning_bytes = parts.engine.saved_bytes(with_frozen=False)
+        is_behind = parts.config.checkpoint.asynchronous and not is_final and parts.store.has_host_room(learning_bytes)
         save: Callable[..., SaveReport | None] = parts.store.save_behind if is_behind else parts.store.save
         started = time.perf_counter()
         try:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from cadtrain.doctor import checks, collective, compilers, gpus, machine, packages
 from cadtrain.doctor.child import ChildResult, run_all, run_python
 from cadtrain.doctor.finding import Finding, Report, Verdict, fail, ok, warn
+from cadtrain.host_memory import cgroup_memory_limit
 from cadtrain.launch.devices import Gpu, choose_devices
 
 GIB = 2**30
@@ -141,8 +142,8 @@ def test_control_group_limits(tmp_path: Path) -> None:
     (job / "memory.max").write_text("max\n")
     proc = tmp_path / "cgroup"
     proc.write_text("0::/job/step\n")
-    assert machine.cgroup_memory_limit(tmp_path, proc) == (16 * GIB, GIB)
-    assert machine.cgroup_memory_limit(tmp_path, tmp_path / "none") is None
+    assert cgroup_memory_limit(tmp_path, proc) == (16 * GIB, GIB)
+    assert cgroup_memory_limit(tmp_path, tmp_path / "none") is None
 
 
 def test_disk_rate_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

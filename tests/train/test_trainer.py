@@ -481,6 +481,17 @@ def test_saves_behind_the_training_are_those_of_saves_at_once(tmp_path: Path) ->
     assert sum("training waited" in note for note in behind.sink.notes) == 8, "the last one is saved at once"
 
 
+def test_without_room_for_a_copy_saves_are_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cadtrain.checkpoint.store.available_memory", lambda: 1 << 30)
+    run = Run(tmp_path, checkpoint={"every": "1 step", "keep_last": 10, "asynchronous": True})
+    run.trainer().fit()
+    assert list_steps(run.store.root) == list(range(1, 10))
+    assert not any("training waited" in note for note in run.sink.notes)
+    assert sum("no room for a copy of the state, rank 0: 2.0 GiB needed, 1.0 GiB free" in text for text in caplog.messages) == 1
+
+
 def test_a_save_behind_that_fails_is_told_at_the_next_meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: Any) -> None:
         raise OSError(28, "No space left on device")
