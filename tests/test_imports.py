@@ -57,7 +57,7 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"ui"},
     "pydantic": {"config"},
     "ruamel": {"config"},
-    "deepspeed": {"train.engine", "convert"},
+    "deepspeed": {"train.engine", "train.shards"},
     "OCP": {"geometry.kernel"},
     "peft": {"model", "convert"},
     "wandb": {"metrics.sinks.wandb"},

@@ -1,4 +1,4 @@
-"""The only place that knows DeepSpeed: one engine per run, whatever the curriculum does.
+"""The place that knows DeepSpeed (with `shards`, its way to the disk): one engine per run, whatever the curriculum does.
 
 `Engine` is what the loop needs; `DeepSpeedEngine` gives it with ZeRO 0 to 3. Each component of the model is a
 parameter group (two: with and without weight decay), so a stage is a set of rates and never a new engine.
@@ -16,15 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from cadtrain.checkpoint.frozen import with_frozen
-from cadtrain.checkpoint.safe_load import load_shard
-from cadtrain.checkpoint.shard_writer import WRITE_FAULTS, ShardSink
+from cadtrain.checkpoint.shard_writer import ShardSink
 from cadtrain.checkpoint.weight_sums import sums_name, sums_text
 from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
@@ -39,6 +36,7 @@ from cadtrain.model.components import (
 )
 from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
+from cadtrain.train.shards import safe_checkpoint_engine
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +187,7 @@ class DeepSpeedEngine:
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
         _send_deepspeed_log_to_file()
-        self._engine.checkpoint_engine = _safe_checkpoint_engine()
+        self._engine.checkpoint_engine = safe_checkpoint_engine()
         self._world_size = self._engine.world_size
         self._optim = optim
         self._constant_hashes: dict[tuple[str, int, int], str] = {}
@@ -412,29 +410,6 @@ def _adamw(
     return torch.optim.AdamW(
         groups, fused=device.type == "cuda", foreach=False if device.type == "cpu" else None, **settings
     )
-
-
-def _safe_checkpoint_engine() -> Any:
-    """A checkpoint engine for DeepSpeed that hands shards to a sink, reads tensors and plain values and runs no code from a file."""
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-
-    class SafeCheckpointEngine(TorchCheckpointEngine):
-        sink: ShardSink | None = None
-        failure: Exception | None = None
-
-        def save(self, state_dict: Any, path: str) -> None:
-            # Kept until all ranks are through DeepSpeed's barriers: raised here it would leave the others waiting in one.
-            assert self.sink is not None, "shards are written by DeepSpeedEngine.save alone"
-            try:
-                self.sink(Path(path), state_dict)
-            except WRITE_FAULTS as error:
-                self.failure = error
-
-        def load(self, path: str, map_location: Any = None) -> Any:
-            content = load_shard(Path(path), map_location=map_location)
-            return with_frozen(content, Path(path), partial(load_shard, map_location=map_location, mmap=True))
-
-    return SafeCheckpointEngine()
 
 
 def _send_deepspeed_log_to_file() -> None:
