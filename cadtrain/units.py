@@ -79,6 +79,18 @@ def parse_seconds(text: str | int | float) -> float:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
+_BYTE_UNITS = {"GB": 10**9, "TB": 10**12, "MB": 10**6, "GiB": 2**30, "TiB": 2**40, "MiB": 2**20}
+
+
+def parse_bytes(text: str) -> int:
+    """`48GB` (10^9), `44.5 GiB` (2^30), as bytes; raises `ValueError` that says what is accepted."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
+    units = {name.lower(): count for name, count in _BYTE_UNITS.items()}
+    if match is None or match[2].lower() not in units or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no size above 0; write e.g. `48GB` or `44.5GiB`")
+    return round(float(match[1]) * units[match[2].lower()])
+
+
 def format_bytes(count: float) -> str:
     """`1536` -> `1.5 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -17,7 +17,7 @@ from cadtrain.errors import UsageError
 from cadtrain.launch.devices import RankDevices, choose_devices, find_gpus
 from cadtrain.launch.environment import environment_changes
 from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, check_run_dir, default_run_dir
-from cadtrain.plan.memory import StageChoice, choose_stage
+from cadtrain.plan.stage import StageChoice, choose_stage
 
 if TYPE_CHECKING:
     from cadtrain.config.sections import RunConfig
@@ -64,6 +64,7 @@ class LaunchPlan:
             "gpus": [gpu.id for gpu in self.devices.gpus],
             "zero_stage": self.zero.stage,
             "zero_reason": self.zero.reason,
+            "predicted_peak_bytes": self.zero.peak_bytes,
             "argv": list(self.argv),
             "environment": self.environment,
         }

@@ -24,9 +24,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface
 
+from cadtrain.cad.codec import added_vocabulary
+from cadtrain.config.sections import ModelConfig
 from cadtrain.model.attention import NAME, kernel_shares_heads
+from cadtrain.model.build import build_model
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.language import disable_recompute, enable_recompute
+from cadtrain.model.tokenizer import build_tokenizer
 
 Kernels = Literal["cuda", "cpu"]
 
@@ -71,6 +75,22 @@ class Footprint:
     def peak_bytes(self) -> int:
         """All of `peak`."""
         return sum(self.peak.values())
+
+
+def meta_model(config: ModelConfig, *, codec: str, element_bytes: int) -> CadMllm:
+    """The model of `config` with shapes and no values; reads tokenizer and `config.json` files alone.
+
+    Raises `ConfigError` for a model that cannot be built. `element_bytes` 2 is bf16, 4 fp32.
+    """
+    return build_model(
+        config,
+        tokenizer=build_tokenizer(config.language, added_vocabulary(codec)),
+        codec=codec,
+        codec_version=1,
+        dtype=torch.bfloat16 if element_bytes == 2 else torch.float32,
+        device="meta",
+        seed=0,
+    )
 
 
 def trace_footprint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig, RunConfig, StageConfig, ZeroConfig
-from cadtrain.plan.memory import choose_stage, count_parameters, language_shapes
+from cadtrain.plan.stage import choose_stage
 
 GIB = 2**30
 QWEN3_8B = {
