@@ -245,7 +245,7 @@ def predict(
     return RunPlan(
         num_ranks=num_ranks, memory_bytes=memory_bytes, gpu=known, has_rates=gpu is not None, model=model,
         micro_batch_tokens=config.batch.micro_batch_tokens, options=tuple(options), best=best,
-        advice=_advice(config, options, best, memory_bytes),
+        advice=_advice(config, model, options, best, num_ranks, memory_bytes, known),
         frozen_bytes=frozen, num_kept=config.checkpoint.keep_last + config.checkpoint.keep_best + 1,
     )  # fmt: skip
 
@@ -256,29 +256,45 @@ def fastest(options: Sequence[Option]) -> Option | None:
     return max(fitting, key=lambda option: round(option.tokens_per_second, 3), default=None)
 
 
-def _advice(config: RunConfig, options: Sequence[Option], best: Option | None, memory_bytes: int) -> str:
-    """What the next faster choice lacks, and the pack with which it would fit."""
+def _advice(
+    config: RunConfig, model: ModelFacts, options: Sequence[Option], best: Option | None, num_ranks: int,
+    memory_bytes: int, gpu: GpuKind,
+) -> str:  # fmt: skip
+    """What would let a faster choice fit: the fastest with smaller packs, else a larger GPU for the nearest one."""
     from cadtrain.units import format_bytes
 
     bar = 0.0 if best is None else 1.02 * best.tokens_per_second
     faster = [option for option in options if not option.fits and option.tokens_per_second > bar]
     if not faster:
         return ""
+    smaller = []
+    for option in faster:
+        tokens = _fitting_tokens(option, config.batch.micro_batch_tokens, memory_bytes)
+        if tokens >= config.data.max_sample_tokens:
+            batch = config.batch.model_copy(update={"micro_batch_tokens": tokens})
+            scaled = _scaled(model, tokens / config.batch.micro_batch_tokens)
+            changed = config.model_copy(update={"batch": batch})
+            smaller.append((price(changed, scaled, option.choice, num_ranks, memory_bytes, gpu), tokens))
+    found, tokens = max(smaller, key=lambda pair: pair[0].tokens_per_second, default=(None, 0))
+    if found is not None and found.tokens_per_second > bar:
+        lacks = next(o for o in faster if o.choice == found.choice).memory.total - memory_bytes
+        gain = "" if best is None else f" and be {found.tokens_per_second / best.tokens_per_second:.2f} times as fast"
+        text = f"{found.choice.describe()} lacks {format_bytes(lacks)} a GPU; it would fit{gain}"
+        return f"{text} with --set batch.micro_batch_tokens={tokens}."
     near = min(faster, key=lambda option: option.memory.total)
+    gain = "" if best is None else f", {near.tokens_per_second / best.tokens_per_second:.2f} times as fast"
     lacks = near.memory.total - memory_bytes
-    what = (
-        "be the first to fit"
-        if best is None
-        else f"be {near.tokens_per_second / best.tokens_per_second:.2f} times as fast"
-    )
-    text = f"{near.choice.describe()} would {what}: it lacks {format_bytes(lacks)} a GPU"
-    per_token = (1 + _reserve_of(near)) * near.memory.activations / config.batch.micro_batch_tokens
-    tokens = int((config.batch.micro_batch_tokens - lacks / per_token) // 256 * 256) if per_token else 0
-    if tokens >= config.data.max_sample_tokens:
-        return f"{text}; it fits with --set batch.micro_batch_tokens={tokens}."
-    needed = f"{near.memory.total / 1e9:.0f} GB"
-    return f"{text}; smaller packs do not mend that while data.max_sample_tokens is {config.data.max_sample_tokens}: it takes GPUs of {needed}."
+    text = f"{near.choice.describe()}{gain}, lacks {format_bytes(lacks)} a GPU, and smaller packs do not mend that"
+    return f"{text}: it takes GPUs of {near.memory.total / 1e9:.0f} GB."
 
 
-def _reserve_of(option: Option) -> float:
-    return option.memory.reserve / max(1, option.memory.allocated)
+def _fitting_tokens(option: Option, tokens: int, memory_bytes: int) -> int:
+    """The largest pack, in whole 256 tokens, with which `option` would fit; activations follow the number of tokens."""
+    memory = option.memory
+    per_token = (1 + memory.reserve / max(1, memory.allocated)) * memory.activations / tokens
+    return int((tokens - (memory.total - memory_bytes) / per_token) // 256 * 256) if per_token else 0
+
+
+def _scaled(model: ModelFacts, factor: float) -> ModelFacts:
+    peaks = {kind: {part: round(n * factor) for part, n in parts.items()} for kind, parts in model.peaks.items()}
+    return replace(model, peaks=peaks)

@@ -63,16 +63,19 @@ def _weights(plan: RunPlan) -> Table:
 
 def _choices(plan: RunPlan) -> Table:
     table = _plain()
-    table.add_column("choice")
-    columns = ["GPU GiB", "host GiB"] + (["tokens/s/GPU", "time"] if plan.has_rates else [])
+    for column in ("ZeRO", "on host", "recompute"):
+        table.add_column(column, no_wrap=True)
+    columns = ["GPU GiB", "host"] + (["tokens/s", "time"] if plan.has_rates else [])
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for option in plan.options:
+        choice = option.choice
+        held = "+ weights" if choice.offload_parameters else "optimizer" if choice.offload_optimizer else ""
         mark = Text("fastest", style="bold green") if option is plan.best else Text("" if option.fits else "too large")
         rates = [f"{option.tokens_per_second:,.0f}", _time(option)] if plan.has_rates else []
         table.add_row(
-            option.choice.describe(), f"{option.memory.total / _GIB:.1f}", f"{sum(option.host.values()) / _GIB:.0f}",
+            str(choice.stage), held, "full" if choice.recompute == "full" else "", f"{option.memory.total / _GIB:.1f}", f"{sum(option.host.values()) / _GIB:.0f}",
             *rates, mark, style="bold" if option is plan.best else "" if option.fits else "dim",
         )  # fmt: skip
     return table
@@ -109,9 +112,9 @@ def _remarks(plan: RunPlan) -> list[Text]:
     if not plan.has_rates:
         found.append(Text("For speed and time name the GPU with --gpu."))
     elif plan.gpu.is_measured:
-        found.append(Text("Speed and time are estimates, from measurements on this kind of GPU.", style="dim"))
+        found.append(Text("Speed, a GPU, and time are estimates, from measurements on this kind of GPU.", style="dim"))
     else:
-        found.append(Text("Speed and time are estimates, scaled by data sheets from H200.", style="dim"))
+        found.append(Text("Speed, a GPU, and time are estimates, scaled by data sheets from H200.", style="dim"))
     return found
 
 
