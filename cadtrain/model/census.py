@@ -42,8 +42,6 @@ class Census:
     hidden_size: int
     head: int
     """The largest weight outside the layers: embedding or head."""
-    embedding: int
-    """Rows that are looked up and not multiplied with; 0 where the head is tied to them."""
     small: tuple[int, ...]
     """Element counts of weights of at most a million elements, which ZeRO-3 may keep whole on every rank."""
     buffer_bytes: int
@@ -81,7 +79,6 @@ def take_census(model: CadMllm) -> Census:
         num_layers=len(layers),
         hidden_size=int(model.language.config.hidden_size),
         head=max(_elements(inputs), _elements(outputs)),
-        embedding=0 if is_tied else _elements(inputs),
         small=tuple(sorted(small)),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
     )

@@ -368,10 +368,8 @@ class _FusedAttention(torch.autograd.Function):
         # Kept until this returns, like the kernel's own workspace: fp32 sums of the query's gradient, one row sum a
         # query, and gradients of keys and values for every query head before they are joined (FlashAttention-2).
         workspace = [query.new_empty(query.shape, dtype=torch.float32), torch.empty_like(lse)]
-        if (
-            key.shape != query.shape
-            and key.shape[-2 if query.dim() == 3 else 1] != query.shape[-2 if query.dim() == 3 else 1]
-        ):
+        heads_dim = 1  # rows lie before heads in a pack and behind them elsewhere: [T, H, E], [S, H, T, E]
+        if key.shape[heads_dim] != query.shape[heads_dim]:
             workspace += [torch.empty_like(query), torch.empty_like(query)]
         result = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
         del workspace

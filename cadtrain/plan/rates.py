@@ -77,14 +77,13 @@ def flops_per_token(census: Census, *, target_share: float, recompute: bool) -> 
     2 a weight forward, 2 for the gradient of its input and 2 for its own, which frozen weights have none of; the head
     works on target positions alone. Recomputing is one more forward pass of the layers.
     """
-    language = census.components["language"]
     layers = census.num_layers * census.decoder_layer
     head = census.head * target_share
     if census.lora:
         frozen = layers - census.lora
         work = 4 * (frozen + head) + 6 * census.lora
     else:
-        work = 6 * (min(layers, language.total) + head)
+        work = 6 * (layers + head)
     return float(work + (2 * layers if recompute else 0))
 
 

@@ -33,11 +33,14 @@ class StageChoice:
         return self.needed.get(self.stage)
 
 
-def choose_stage(config: RunConfig, num_ranks: int, memory_bytes: int | None) -> StageChoice:
+def choose_stage(
+    config: RunConfig, num_ranks: int, memory_bytes: int | None, *, host_weights: bool = False
+) -> StageChoice:
     """The stage for `config` on `num_ranks` devices of `memory_bytes` each (None: CPU ranks; 0: not known).
 
     A stage that the configuration names is kept. `auto` takes the lowest that fits: DeepSpeed is fastest there. On the
-    CPU it takes 2, which shares memory on one host and gathers no weights.
+    CPU it takes 2, which shares memory on one host and gathers no weights. `host_weights`: stage 3, if taken, will keep
+    its weights in host memory.
     """
     zero = config.zero
     is_auto = zero.stage == "auto"
@@ -49,7 +52,7 @@ def choose_stage(config: RunConfig, num_ranks: int, memory_bytes: int | None) ->
         unknown = "the device's memory is" if not memory_bytes else "the model's shapes are"
         lowest: ZeroStage = 3 if num_ranks > 1 or zero.offload_optimizer or zero.offload_parameters else 0
         return StageChoice(lowest, f"{unknown} not known, so the stage that needs least", {})
-    priced = _priced(config, num_ranks, memory_bytes)
+    priced = _priced(config, num_ranks, memory_bytes, host_weights=host_weights)
     needed = {option.choice.stage: option.memory.total for option in priced}
     if zero.stage != "auto":
         return StageChoice(zero.stage, "as configured", needed, fits=priced[0].fits)
@@ -61,7 +64,7 @@ def choose_stage(config: RunConfig, num_ranks: int, memory_bytes: int | None) ->
     return StageChoice(last.choice.stage, text, needed, fits=False)
 
 
-def _priced(config: RunConfig, num_ranks: int, memory_bytes: int) -> list[Option]:
+def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weights: bool) -> list[Option]:
     """The stages that `config` leaves open, lowest first, with its own offload and recomputation."""
     from cadtrain.plan.predict import model_facts, price
     from cadtrain.plan.rates import gpu_named
@@ -79,7 +82,9 @@ def _priced(config: RunConfig, num_ranks: int, memory_bytes: int) -> list[Option
     return [
         price(
             config, model,
-            Choice(stage, zero.offload_optimizer, zero.offload_parameters, config.model.recompute),
+            Choice(
+                stage, zero.offload_optimizer, zero.offload_parameters or (host_weights and stage == 3), config.model.recompute
+            ),
             num_ranks, memory_bytes, gpu_named("H100"),
         )
         for stage in stages

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cadtrain.config.sections import ModelConfig
+from cadtrain.config.sections import LoraConfig, ModelConfig
 from cadtrain.model import CadMllm, build_model, build_tokenizer
 from cadtrain.model.census import take_census
 from cadtrain.model.footprint import PackShape, trace_footprint
@@ -64,6 +64,20 @@ def test_saved_bytes_are_what_autograd_keeps(
         head = 8 if language == "qwen3" else 16
         kept += 2 * shape.tokens * (2 * head + (FIELDS["hidden_size"] if lora else 0))
     assert found.saved_bytes == pytest.approx(kept, rel=0.01)
+
+
+def test_dropout_on_adapters_keeps_its_input_and_mask() -> None:
+    config = model_config(lora=True, image=False, point=False, fields=FIELDS)
+    lora = LoraConfig(rank=4, alpha=6.0, dropout=0.1)
+    config = config.model_copy(update={"language": config.language.model_copy(update={"lora": lora})})
+    batch = pack([sample(120, 0)], dummies=False)
+    batch["target_positions"] = (batch["labels"] != -100).nonzero().squeeze(1)
+    shape = PackShape(tokens=120, targets=len(batch["target_positions"]), sequences=1)
+    model = build(config, "meta")
+    found = trace_footprint(model, shape, recompute=False, kernels="cpu")
+    assert found.saved_bytes == pytest.approx(kept_bytes(build(config, "cpu"), batch), rel=0.01)
+    on_cuda = trace_footprint(model, shape, recompute=False, kernels="cuda", shares_heads=True)
+    assert on_cuda.saved["LoRA"] < found.saved["LoRA"]  # a mask of one byte an element, not two
 
 
 def test_a_deep_stack_is_continued_exactly() -> None:

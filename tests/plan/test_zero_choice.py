@@ -43,6 +43,14 @@ def test_offload_needs_a_stage_that_shards() -> None:
     assert choose_stage(make_config(offload_parameters=True), 1, 40 * GIB).stage == 3
 
 
+def test_weights_that_will_go_to_the_host_need_no_room() -> None:
+    config = make_config(stage=3, offload_optimizer=True)
+    kept, moved = (choose_stage(config, 2, 40 * GIB, host_weights=flag).peak_bytes for flag in (False, True))
+    assert kept is not None
+    assert moved is not None
+    assert kept - moved > 8e9  # half of the weights, 2 bytes each
+
+
 def test_cpu_and_named_stages() -> None:
     assert choose_stage(make_config(), 2, None).stage == 2
     named = choose_stage(make_config(stage=1), 4, 10 * GIB)
