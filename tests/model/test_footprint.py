@@ -14,7 +14,7 @@ from cadtrain.model.footprint import PackShape, trace_footprint
 
 from .tiny import model_config, pack, sample
 
-FIELDS = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "vocab_size": 512}
+FIELDS = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 5, "vocab_size": 512}
 
 
 def build(config: ModelConfig, device: str) -> CadMllm:
@@ -44,7 +44,10 @@ def kept_bytes(model: CadMllm, batch: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("recompute", ["none", "full"])
-@pytest.mark.parametrize(("language", "lengths"), [("qwen3", (190, 64)), ("llama", (96,)), ("qwen3", (33, 40, 500))])
+@pytest.mark.parametrize(
+    ("language", "lengths"),
+    [("qwen3", (190, 64)), ("llama", (96,)), pytest.param("qwen3", (33, 40, 500), marks=pytest.mark.slow)],
+)
 def test_saved_bytes_are_what_autograd_keeps(
     language: str, lengths: tuple[int, ...], recompute: str, lora: bool
 ) -> None:
@@ -89,7 +92,7 @@ def test_a_deep_stack_is_continued_exactly() -> None:
     four = trace_footprint(model, shape, recompute=False, shares_heads=True)
     model.language.base_model.layers = layers[:3]
     three = trace_footprint(model, shape, recompute=False, shares_heads=True)
-    assert continued.saved_bytes == four.saved_bytes + 2 * (four.saved_bytes - three.saved_bytes)
+    assert continued.saved_bytes == four.saved_bytes + (four.saved_bytes - three.saved_bytes)
     assert continued.peak_bytes > continued.saved_bytes > four.saved_bytes
 
 
@@ -98,8 +101,7 @@ def test_recomputing_keeps_less_and_copied_keys_more() -> None:
     shape = PackShape(tokens=300, targets=100, sequences=2)
     kept = {
         (recompute, shares): trace_footprint(model, shape, recompute=recompute, shares_heads=shares).peak_bytes
-        for recompute in (False, True)
-        for shares in (False, True)
+        for recompute, shares in ((False, False), (False, True), (True, True))
     }
     assert kept[False, False] > kept[False, True] > kept[True, True]
 
