@@ -90,14 +90,16 @@ def rank_memory(
     whole = census.total * element_bytes
     weights = whole if stage < 3 else 0 if choice.offload_parameters else whole // n
     gradients = learn * (element_bytes + 4) if stage < 2 else 4 * learn // n
-    optimizer = 12 * learn // (n if stage >= 1 else 1)
+    # Weights in fp32 without ZeRO are their own master copy.
+    state = 8 if stage == 0 and element_bytes == 4 else 12
+    optimizer = state * learn // (n if stage >= 1 else 1)
     if choice.offload_optimizer:
         optimizer, gradients = 0, 0 if stage >= 2 else gradients
     gathered = 0
     if stage == 3:
         gathered = element_bytes * (small if n > 1 or choice.offload_parameters else 0)
         gathered += element_bytes * _live(census, zero) if n > 1 or choice.offload_parameters else 0
-    buckets = 0 if stage == 0 else _buckets(zero, stage, learn) * element_bytes
+    buckets = 0 if stage == 0 else _bucket_bytes(zero, choice, element_bytes)
     held = weights + gradients + optimizer + activations + buckets + gathered + census.buffer_bytes
     return RankMemory(
         weights=weights + census.buffer_bytes, gradients=gradients, optimizer=optimizer, activations=activations,
@@ -123,15 +125,19 @@ def _live(census: Census, zero: dict[str, Any]) -> int:
     return min(census.total, max(live, largest)) + min(census.total, largest)
 
 
-def _buckets(zero: dict[str, Any], stage: ZeroStage, learn: int) -> int:
-    """Elements of the flat buffers that gradients are reduced in; two where reducing overlaps with computing.
+def _bucket_bytes(zero: dict[str, Any], choice: Choice, element_bytes: int) -> int:
+    """Bytes of the flat buffers that gradients are reduced in; two where reducing overlaps with computing.
 
     Stages 1 and 2 gather updated weights in pieces of `allgather_bucket_size`, when no activation is held: not counted.
+    Stage 1 in bf16 goes by another optimizer, which reduces what it has added up when the passes are over; with offload
+    it has buckets of fp32 (Source: `engine._do_optimizer_sanity_check`, `stage_1_and_2._gradient_reduction_buffer_dtype`).
     """
     size = int(zero["reduce_bucket_size"])
-    if stage == 3:
-        return size
-    return size * (2 if zero.get("overlap_comm") else 1)
+    if choice.stage == 3:
+        return size * element_bytes
+    if choice.stage == 1 and element_bytes == 2 and not choice.offload_optimizer:
+        return 0
+    return size * (2 if zero.get("overlap_comm") else 1) * (4 if choice.stage == 1 else element_bytes)
 
 
 def host_bytes(census: Census, choice: Choice, num_ranks: int, *, element_bytes: int) -> dict[str, int]:

@@ -87,7 +87,8 @@ ZERO = {
     ("choice", "weights", "gradients", "optimizer", "buckets", "gathered"),
     [
         (Choice(0), 2000, 2400, 4800, 0, 0),
-        (Choice(1), 2000, 2400, 1200, 200, 0),
+        (Choice(1), 2000, 2400, 1200, 0, 0),
+        (Choice(1, offload_optimizer=True), 2000, 2400, 0, 400, 0),
         (Choice(2), 2000, 400, 1200, 200, 0),
         (Choice(2, offload_optimizer=True), 2000, 0, 0, 200, 0),
         # 10 small ones, the head, 80 and two layers ahead, and a copy of the head.
