@@ -82,17 +82,18 @@ def parse_seconds(text: str | int | float) -> float:
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
-def parse_bytes(text: str) -> int:
-    """`5GB` -> 5,000,000,000, `512MiB` -> 536,870,912, or a bare number of bytes.
+def parse_bytes(text: str, *, needs_unit: bool = False) -> int:
+    """`5GB` -> 5,000,000,000, `512MiB` -> 536,870,912, or, unless it `needs_unit`, a bare number of bytes.
 
     Raises `ValueError` that says what is accepted, also for less than one byte.
     """
     match = _SIZE.fullmatch(text.strip())
     size = 0
-    if match is not None:
+    if match is not None and (match[2] or not needs_unit):
         size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
     if size < 1:
-        raise ValueError(f"{text!r} is no size above 0; write e.g. `5GB`, `512MiB`, or a bare number of bytes")
+        accepted = "`48GB` or `44.5GiB`" if needs_unit else "`5GB`, `512MiB`, or a bare number of bytes"
+        raise ValueError(f"{text!r} is no size above 0; write e.g. {accepted}")
     return size
 
 

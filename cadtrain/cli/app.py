@@ -18,6 +18,7 @@ from cadtrain.cli.exit_codes import ExitCode
 from cadtrain.cli.init_config import init_config
 from cadtrain.cli.launch import launch
 from cadtrain.cli.options import CliState
+from cadtrain.cli.plan import plan
 from cadtrain.cli.train import train
 from cadtrain.errors import CadtrainError
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("doctor", short_help="Check this machine: what is wrong and how to mend it.")(doctor)
 app.add_typer(data_app, name="data", short_help="Make datasets and look into them.")
 app.command("init-config", short_help="Write, explain or lint a DeepSpeed JSON.")(init_config)
+app.command("plan", short_help="Predict memory, speed and time of a run.")(plan)
 app.command("launch", short_help="Start a run on all GPUs and look after it.")(launch)
 app.command("train", short_help="Train in this process; what every rank runs.")(train)
 app.command("convert", short_help="Make .bin, .safetensors or a Hugging Face folder.")(convert)

@@ -19,7 +19,7 @@ from cadtrain.launch.devices import GpuRequest, RankDevices, choose_devices, fin
 from cadtrain.launch.environment import environment_changes
 from cadtrain.launch.folder import CONFIG_NAME, ENVIRONMENT_NAME, LOGS_NAME, check_run_dir, default_run_dir
 from cadtrain.launch.hosts import PLAIN_SSH, Host, RemoteShell, passed_on
-from cadtrain.plan.memory import StageChoice, choose_stage
+from cadtrain.plan.stage import StageChoice, choose_stage
 
 if TYPE_CHECKING:
     from cadtrain.config.sections import RunConfig
@@ -81,6 +81,7 @@ class LaunchPlan:
             "gpus": [gpu.id for gpu in self.devices.gpus],
             "zero_stage": self.zero.stage,
             "zero_reason": self.zero.reason,
+            "predicted_peak_bytes": self.zero.peak_bytes,
             "argv": list(self.argv),
             "environment": self.environment,
             "hosts": [
@@ -112,7 +113,7 @@ def plan_launch(
         _check_codec(config, request.run_dir)
     devices = _devices(request, environ)
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
-    choice = choose_stage(config, devices.num_ranks, memory)
+    choice = choose_stage(config, devices.num_ranks, memory, host_weights=request.offload)
     config = with_stage(config, choice.stage, offload_parameters=request.offload and choice.stage == 3)
     run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
     check_run_dir(run_dir, resume=request.resume)

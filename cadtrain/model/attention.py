@@ -108,6 +108,11 @@ def _varlen_kernel() -> tuple[Any, bool]:
     return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
+def kernel_shares_heads() -> bool:
+    """Whether the variable-length kernel of the installed torch serves grouped query heads without copies of the keys."""
+    return _varlen_kernel()[1]
+
+
 def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, scale: float
 ) -> torch.Tensor:

@@ -123,6 +123,12 @@ def enable_recompute(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False, "preserve_rng_state": dropout})
 
 
+def disable_recompute(model: PreTrainedModel) -> None:
+    """Keep every decoder layer's activations for the backward pass."""
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+
+
 def _from_fields(
     fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocabulary: Sequence[str]
 ) -> PreTrainedConfig:

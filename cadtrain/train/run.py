@@ -34,7 +34,8 @@ from cadtrain.metrics.sinks.tensorboard import TensorBoardSink
 from cadtrain.metrics.sinks.wandb import WandbSink
 from cadtrain.model.build import build_model, modality_tokens
 from cadtrain.model.cad_mllm import CadMllm
-from cadtrain.model.components import component_of, trainable_components
+from cadtrain.model.census import take_census
+from cadtrain.model.components import trainable_components
 from cadtrain.model.tokenizer import build_tokenizer
 from cadtrain.train.begin import begin
 from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
@@ -133,7 +134,8 @@ def _train(
     heartbeat.phase("starting the engine")
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
     facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
-    store = open_store(config, run_dir, place, plan, engine, {**facts, "census": census(shapes)})
+    counts = {name: {"trainable": row.trainable, "frozen": row.frozen} for name, row in take_census(shapes).components.items()}
+    store = open_store(config, run_dir, place, plan, engine, {**facts, "census": counts})
     store.clean_unfinished()
     barrier()
     heartbeat.phase("reading a checkpoint" if resume else "starting")
@@ -182,15 +184,6 @@ def open_store(
         facts={**facts, "versions": package_versions()},
         frozen_names=engine.frozen_names() if rules.frozen_weights == "once" else frozenset(),
     )
-
-
-def census(model: CadMllm) -> dict[str, dict[str, int]]:
-    """Weights of each component: how many learn and how many are frozen."""
-    found: dict[str, dict[str, int]] = {}
-    for name, parameter in model.named_parameters():
-        row = found.setdefault(component_of(name), {"trainable": 0, "frozen": 0})
-        row["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return found
 
 
 def order_of(config: RunConfig, feeds: Feeds) -> str:

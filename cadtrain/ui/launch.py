@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cadtrain.launch.reasons import HANG, LOST_HOST
+from cadtrain.units import format_bytes
 
 if TYPE_CHECKING:
     from cadtrain.launch.failure import RankFailure
@@ -46,12 +47,15 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
         ("stages", ", ".join(f"{stage.name} ({stage.duration})" for stage in config.curriculum)),
         ("run folder", f"{plan.run_dir}{' (resumed)' if plan.resume else ''}"),
     ]
+    memory = _memory_text(plan)
+    if memory:
+        rows.insert(2, ("memory", memory))
     for name, value in rows:
         table.add_row(name, escape(value))
     if not plan.zero.fits:
         table.add_row(
             "warning",
-            "the estimate says that this does not fit; try --offload or a smaller batch.micro_batch_tokens",
+            "the estimate says that this does not fit; `cadtrain plan` shows what would",
             style="yellow",
         )
     return table
@@ -62,6 +66,14 @@ def _hosts_row(plan: LaunchPlan) -> list[tuple[str, str]]:
         return []
     names = ", ".join(f"{host.name} ({host.slots})" for host in plan.cluster.hosts)
     return [("hosts", f"{names}; they meet at {plan.cluster.master_addr}:{plan.cluster.master_port}")]
+
+
+def _memory_text(plan: LaunchPlan) -> str:
+    """Predicted peak beside what the smallest GPU has; empty where nothing was predicted."""
+    if plan.zero.peak_bytes is None:
+        return ""
+    there = min(gpu.memory_total for gpu in plan.devices.gpus)
+    return f"{format_bytes(plan.zero.peak_bytes)} of {format_bytes(there)} a GPU predicted at the peak"
 
 
 def _offload_text(plan: LaunchPlan) -> str:

@@ -84,7 +84,7 @@ def test_a_group_without_a_command_shows_its_help() -> None:
 def test_the_commands_are_these() -> None:
     """The surface is guarded: a command that comes or goes is a decision."""
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert names == {"doctor", "data", "init-config", "launch", "train", "convert"}
+    assert names == {"doctor", "data", "init-config", "plan", "launch", "train", "convert"}
 
 
 def test_version_names_what_it_stands_on() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cadtrain.errors import EnvironmentFault, UsageError
@@ -17,6 +21,7 @@ from cadtrain.launch.environment import clean_arch_list, environment_changes
 from cadtrain.launch.failure import RankExit, first_failure
 from cadtrain.launch.folder import hold, prepare_run_dir
 from cadtrain.launch.planning import LaunchRequest, plan_launch
+from cadtrain.ui.launch import plan_table
 
 GIB = 2**30
 INSTALLED = tuple(Gpu(str(i), f"GPU-{i}{i}aa-bb", "Test GPU", 80 * GIB, 79 * GIB) for i in range(4))
@@ -238,3 +243,24 @@ def test_a_run_goes_on_only_with_the_codec_that_its_model_learnt(tmp_path: Path)
         plan_launch(change, environ={})
     assert caught.value.where == "data.codec"
     assert plan_launch(LaunchRequest(run_dir=run, resume=True), environ={}).config.data.codec == "tokens"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_predicted_peak_stands_beside_the_gpus_memory(tmp_path: Path) -> None:
+    plan = plan_launch(LaunchRequest(gpus=2, zero="auto", run_dir=tmp_path / "run"), environ={})
+    assert plan.zero.stage == 0
+    assert plan.as_json()["predicted_peak_bytes"] == plan.zero.peak_bytes
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    row = next(line for line in console.export_text().splitlines() if line.startswith("memory"))
+    assert row.split("memory")[1].strip().endswith("GiB of 80.0 GiB a GPU predicted at the peak")
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_cpu_ranks_load_no_torch_to_be_planned(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cadtrain.launch.planning import LaunchRequest, plan_launch;"
+        f"plan = plan_launch(LaunchRequest(gpus=2, run_dir=Path({str(tmp_path / 'run')!r})), environ={{'DS_ACCELERATOR': 'cpu'}});"
+        "assert plan.zero.peak_bytes is None and plan.zero.stage == 2; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

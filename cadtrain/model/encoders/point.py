@@ -8,6 +8,8 @@ Parameter names and layouts are those of Michelangelo's `CrossAttentionEncoder`,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -24,7 +26,8 @@ def fourier_features(xyz: torch.Tensor, num_frequencies: int) -> torch.Tensor:
     Always in fp32, and from powers of two made on the spot: a bf16 coordinate times 2^7 is off by half a turn, and a
     buffer of frequencies would be cast with the rest of the model.
     """
-    with torch.autocast(xyz.device.type, enabled=False):
+    # Meta tensors, which have shapes only, know no autocast that could be switched off.
+    with nullcontext() if xyz.is_meta else torch.autocast(xyz.device.type, enabled=False):
         xyz = xyz.float()
         angles = torch.stack([xyz * 2.0**k for k in range(num_frequencies)], dim=-1).flatten(-2)  # [..., 3 * k]
         return torch.cat([xyz, angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,300 @@
+"""What a run would need and take under each choice, and which choice is the fastest that fits.
+
+The model is built on the meta device and one pack of each curriculum stage is traced through it (`model.footprint`), so
+activations and counts are those of the real modules. Legend: T tokens of a pack, K targets, N ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cadtrain.plan.memory import (
+    STAGES,
+    Choice,
+    RankMemory,
+    Recompute,
+    checkpoint_bytes,
+    host_bytes,
+    rank_memory,
+)
+from cadtrain.plan.rates import GpuKind, gpu_named, pack_seconds, step_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cadtrain.config.sections import RunConfig, StageConfig
+    from cadtrain.model.cad_mllm import CadMllm
+    from cadtrain.model.census import Census
+    from cadtrain.model.footprint import PackShape
+
+TEXT_TOKENS = 350
+"""Instruction, description and sequence of a typical sample (the median design has 140 tokens, the mean 394)."""
+TARGET_SHARE = 0.6
+"""Share of those tokens that are learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the model of a configuration weighs and keeps."""
+
+    census: Census
+    element_bytes: int
+    peaks: dict[Recompute, dict[str, int]]
+    """Bytes at the worst moment of a pass over a full pack, by part of the model, of the costliest curriculum stage."""
+
+    def activations(self, recompute: Recompute) -> int:
+        """All of `peaks`."""
+        return sum(self.peaks[recompute].values())
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One choice with its price."""
+
+    choice: Choice
+    memory: RankMemory
+    host: dict[str, int]
+    """Host memory of all ranks in bytes, by use."""
+    checkpoint: int
+    """Bytes of one checkpoint."""
+    tokens_per_second: float
+    """Of one GPU, over full packs; an estimate."""
+    seconds: float | None
+    """Of the whole curriculum; None where the number of samples is not known."""
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """All choices for a run on `num_ranks` GPUs of `memory_bytes`."""
+
+    num_ranks: int
+    memory_bytes: int
+    gpu: GpuKind
+    has_rates: bool
+    """Whether the GPU's speed is known; else the H100's orders the choices."""
+    model: ModelFacts
+    micro_batch_tokens: int
+    options: tuple[Option, ...]
+    best: Option | None
+    """The fastest that fits."""
+    advice: str
+    """What would let the next faster one fit; empty where the fastest of all fits."""
+    frozen_bytes: int
+    """Frozen weights on the disk, written once a run."""
+    num_kept: int
+    """Checkpoints on the disk at once: those kept, and the one being written."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """What checkpoints take at most, of the marked choice or else the cheapest."""
+        option = self.best or min(self.options, key=lambda option: option.memory.total)
+        return option.checkpoint * self.num_kept + self.frozen_bytes
+
+
+def model_facts(
+    config: RunConfig, recompute: Sequence[Recompute] = ("none", "full"), *, shares_heads: bool | None = None
+) -> ModelFacts:
+    """Build `config`'s model on the meta device and trace its stages; loads torch. Raises `ConfigError` for a wrong model.
+
+    `shares_heads`: see `trace_footprint`.
+    """
+    from cadtrain.model.census import take_census
+    from cadtrain.model.footprint import meta_model, trace_footprint
+
+    width = 4 if config.precision == "fp32" else 2
+    model = meta_model(config.model, codec=config.data.codec, element_bytes=width)
+    peaks: dict[Recompute, dict[str, int]] = {}
+    for kind in recompute:
+        found = []
+        for stage in config.curriculum:
+            shape = pack_shape(config, stage, model)
+            traced = trace_footprint(
+                model, shape, recompute=kind == "full", shares_heads=shares_heads, learning=_learning(stage)
+            )
+            found.append(traced.peak)
+        peaks[kind] = max(found, key=lambda parts: sum(parts.values()))
+    return ModelFacts(take_census(model), width, peaks)
+
+
+def pack_shape(config: RunConfig, stage: StageConfig, model: CadMllm) -> PackShape:
+    """A full pack of typical samples of `stage`, each with all modalities that the stage may draw."""
+    from cadtrain.model.footprint import PackShape
+
+    tokens = config.batch.micro_batch_tokens
+    views = config.data.views_per_sample if stage.uses("image") else 0
+    image = 0 if model.image_encoder is None else views * model.image_encoder.num_tokens
+    point = 0 if model.point_encoder is None or not stage.uses("point") else model.point_encoder.num_tokens
+    samples = max(1, tokens // (TEXT_TOKENS + image + point))
+    return PackShape(
+        tokens=max(tokens, image + point), targets=round(TARGET_SHARE * tokens), sequences=samples,
+        views=samples * views, clouds=samples if point else 0, points=config.data.num_points,
+    )  # fmt: skip
+
+
+def _learning(stage: StageConfig) -> Any:
+    """Which parameters learn in `stage` (as `train.schedule` has it)."""
+    from cadtrain.model.components import component_of
+
+    def learns(name: str) -> bool:
+        component = component_of(name)
+        used = component == "language" or stage.uses("image" if component.startswith("image") else "point")
+        return used and stage.multiplier(component) > 0
+
+    return learns
+
+
+def choices(config: RunConfig, num_ranks: int, recompute: Sequence[Recompute]) -> list[Choice]:
+    """What `config` leaves open: a named stage and a wish for offload are kept."""
+    zero = config.zero
+    stages = STAGES if zero.stage == "auto" else (zero.stage,)
+    plain = [Choice(stage) for stage in stages if stage == 0 or num_ranks > 1 or zero.stage == stage]
+    hosted = [
+        Choice(stage, offload_optimizer=True) for stage in stages if stage in (2, 3) or (stage == 1 == zero.stage)
+    ]
+    whole = [Choice(stage, offload_optimizer=True, offload_parameters=True) for stage in stages if stage == 3]
+    if zero.offload_parameters:
+        found = [replace(c, offload_optimizer=zero.offload_optimizer) for c in whole]
+    else:
+        found = [*hosted, *whole] if zero.offload_optimizer else [*plain, *hosted, *whole]
+    return [replace(choice, recompute=kind) for choice in found for kind in recompute]
+
+
+def price(
+    config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int, memory_bytes: int, gpu: GpuKind,
+    num_samples: int | None = None,
+) -> Option:  # fmt: skip
+    """Memory, disk and time of one choice."""
+    from cadtrain.config.deepspeed_config import deepspeed_config_for
+
+    update = {
+        "stage": choice.stage,
+        "offload_optimizer": choice.offload_optimizer,
+        "offload_parameters": choice.offload_parameters,
+    }
+    chosen = config.model_copy(update={"zero": config.zero.model_copy(update=update)})
+    census = model.census
+    zero = deepspeed_config_for(
+        chosen, zero_stage=choice.stage, world_size=num_ranks, precision="fp32" if model.element_bytes == 4 else "bf16",
+        hidden_size=census.hidden_size, layer_params=census.decoder_layer,
+    ).to_dict()["zero_optimization"]  # fmt: skip
+    memory = rank_memory(
+        census, choice, num_ranks, activations=model.activations(choice.recompute), zero=zero,
+        element_bytes=model.element_bytes,
+    )  # fmt: skip
+    tokens = config.batch.micro_batch_tokens
+    pack = pack_seconds(census, choice, gpu, tokens=tokens, num_ranks=num_ranks, target_share=TARGET_SHARE)
+    step = step_seconds(census, choice, gpu, num_ranks=num_ranks)
+    rank_tokens = max(1.0, config.batch.global_batch_size * TEXT_TOKENS / num_ranks)
+    per_token = pack / tokens + step / rank_tokens
+    return Option(
+        choice=choice,
+        memory=memory,
+        host=host_bytes(census, choice, num_ranks, element_bytes=model.element_bytes),
+        checkpoint=checkpoint_bytes(census, choice.stage, element_bytes=model.element_bytes)[0],
+        tokens_per_second=1 / per_token,
+        seconds=None
+        if num_samples is None
+        else _curriculum_tokens(config, num_ranks, num_samples) / num_ranks * per_token,
+        fits=memory.total <= memory_bytes,
+    )
+
+
+def _curriculum_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> float:
+    """Tokens of all stages, from typical samples and the probabilities of the modality sets."""
+    from cadtrain.config.batch_plan import plan_batches
+    from cadtrain.model.build import modality_tokens
+
+    sizes = modality_tokens(config.model)
+    image, point = sizes.image_tokens_per_view * config.data.views_per_sample, sizes.point_tokens
+    total = 0.0
+    spans = plan_batches(config, world_size=num_ranks, num_samples=num_samples).stages
+    for stage, span in zip(config.curriculum, spans, strict=True):
+        sample = sum(
+            share * (TEXT_TOKENS + image * ("image" in key) + point * ("point" in key))
+            for key, share in stage.probabilities().items()
+        )
+        total += span.num_steps * config.batch.global_batch_size * sample
+    return total
+
+
+def count_samples(config: RunConfig) -> int:
+    """Training samples of an epoch; raises `DataError` for a folder that is no dataset."""
+    if config.data.path is not None:
+        from cadtrain.data.manifest import Manifest
+
+        return int(Manifest.read(config.data.path).counts["train"])
+    return config.data.synth.count
+
+
+def predict(
+    config: RunConfig, num_ranks: int, memory_bytes: int, gpu: GpuKind | None, *,
+    recompute: Sequence[Recompute] = ("none", "full"),
+) -> RunPlan:  # fmt: skip
+    """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch."""
+    model = model_facts(config, recompute)
+    known = gpu or gpu_named("H100")
+    samples = count_samples(config)
+    options = [
+        price(config, model, choice, num_ranks, memory_bytes, known, samples)
+        for choice in choices(config, num_ranks, recompute)
+    ]
+    best = fastest(options)
+    frozen = checkpoint_bytes(model.census, 0, element_bytes=model.element_bytes)[1]
+    return RunPlan(
+        num_ranks=num_ranks, memory_bytes=memory_bytes, gpu=known, has_rates=gpu is not None, model=model,
+        micro_batch_tokens=config.batch.micro_batch_tokens, options=tuple(options), best=best,
+        advice=_advice(config, model, options, best, num_ranks, memory_bytes, known),
+        frozen_bytes=frozen, num_kept=config.checkpoint.keep_last + config.checkpoint.keep_best + 1,
+    )  # fmt: skip
+
+
+def fastest(options: Sequence[Option]) -> Option | None:
+    """The fastest that fits; of equally fast ones the first, which has the lowest stage."""
+    fitting = [option for option in options if option.fits]
+    return max(fitting, key=lambda option: round(option.tokens_per_second, 3), default=None)
+
+
+def _advice(
+    config: RunConfig, model: ModelFacts, options: Sequence[Option], best: Option | None, num_ranks: int,
+    memory_bytes: int, gpu: GpuKind,
+) -> str:  # fmt: skip
+    """What would let a faster choice fit: the fastest with smaller packs, else a larger GPU for the nearest one."""
+    from cadtrain.units import format_bytes
+
+    bar = 0.0 if best is None else 1.02 * best.tokens_per_second
+    faster = [option for option in options if not option.fits and option.tokens_per_second > bar]
+    if not faster:
+        return ""
+    smaller = []
+    for option in faster:
+        tokens = _fitting_tokens(option, config.batch.micro_batch_tokens, memory_bytes)
+        if tokens >= config.data.max_sample_tokens:
+            batch = config.batch.model_copy(update={"micro_batch_tokens": tokens})
+            scaled = _scaled(model, tokens / config.batch.micro_batch_tokens)
+            changed = config.model_copy(update={"batch": batch})
+            smaller.append((price(changed, scaled, option.choice, num_ranks, memory_bytes, gpu), tokens))
+    found, tokens = max(smaller, key=lambda pair: pair[0].tokens_per_second, default=(None, 0))
+    if found is not None and found.tokens_per_second > bar:
+        lacks = next(o for o in faster if o.choice == found.choice).memory.total - memory_bytes
+        gain = "" if best is None else f" and be {found.tokens_per_second / best.tokens_per_second:.2f} times as fast"
+        text = f"{found.choice.describe()} lacks {format_bytes(lacks)} a GPU; it would fit{gain}"
+        return f"{text} with --set batch.micro_batch_tokens={tokens}."
+    near = min(faster, key=lambda option: option.memory.total)
+    gain = "" if best is None else f", {near.tokens_per_second / best.tokens_per_second:.2f} times as fast"
+    lacks = near.memory.total - memory_bytes
+    text = f"{near.choice.describe()}{gain}, lacks {format_bytes(lacks)} a GPU, and smaller packs do not mend that"
+    return f"{text}: it takes GPUs of {near.memory.total / 1e9:.0f} GB."
+
+
+def _fitting_tokens(option: Option, tokens: int, memory_bytes: int) -> int:
+    """The largest pack, in whole 256 tokens, with which `option` would fit; activations follow the number of tokens."""
+    memory = option.memory
+    per_token = (1 + memory.reserve / max(1, memory.allocated)) * memory.activations / tokens
+    return int((tokens - (memory.total - memory_bytes) / per_token) // 256 * 256) if per_token else 0
+
+
+def _scaled(model: ModelFacts, factor: float) -> ModelFacts:
+    peaks = {kind: {part: round(n * factor) for part, n in parts.items()} for kind, parts in model.peaks.items()}
+    return replace(model, peaks=peaks)

@@ -1,0 +1,167 @@
+"""Predictions against what was measured (docs/measurements.md) and against arithmetic that can be done by hand."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cadtrain.cli.app import app
+from cadtrain.config.sections import RunConfig
+from cadtrain.plan.memory import Choice, host_bytes, rank_memory
+from cadtrain.plan.predict import ModelFacts, model_facts, predict, price
+from cadtrain.plan.rates import find_gpu, gpu_named
+from cadtrain.units import parse_bytes
+
+GIB = 2**30
+
+
+def lora8b(tokens: int, recompute: str = "none") -> RunConfig:
+    """The run of docs/measurements.md with packs of `tokens` tokens."""
+    shapes = {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        "max_position_embeddings": 40960, "tie_word_embeddings": False,
+    }  # fmt: skip
+    dinov2 = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    }
+    return RunConfig.model_validate(
+        {
+            "model": {
+                "language": {"tokenizer": "bytes", "config": shapes, "lora": {"rank": 32, "alpha": 64}},
+                "image": {"image_size": 224, "config": dinov2},
+                "point": {},
+                "recompute": recompute,
+            },
+            "data": {"max_sample_tokens": 2048},
+            "curriculum": [{"name": "text", "duration": "20 steps", "modalities": {"text": 1.0}}],
+            "batch": {"global_batch_size": 46, "micro_batch_tokens": tokens},
+        }
+    )
+
+
+@cache
+def measured_model() -> ModelFacts:
+    """7,480 tokens a pack; torch 2.11's attention kernel copies keys and values for every query head."""
+    return model_facts(lora8b(7480), ("none",), shares_heads=False)
+
+
+@pytest.mark.parametrize(("stage", "peak_gib", "tokens_per_second"), [(2, 71.3, 10_636), (3, 65.9, 8_609)])
+def test_measured_peak_and_speed_of_8b_with_lora(stage: Any, peak_gib: float, tokens_per_second: int) -> None:
+    found = price(lora8b(7480), measured_model(), Choice(stage), 2, 141 * 10**9, gpu_named("H200"))
+    assert found.memory.allocated / GIB == pytest.approx(peak_gib, rel=0.03)
+    assert found.tokens_per_second == pytest.approx(tokens_per_second, rel=0.03)
+
+
+def test_census_of_the_measured_model() -> None:
+    census = measured_model().census
+    assert census.lora == 87_293_952
+    assert census.components["language"].frozen == 8_190_735_360
+    assert census.trainable == census.lora + sum(
+        census.components[name].trainable for name in ("image_projector", "point_projector")
+    )
+
+
+class FakeCensus:
+    """1000 weights, 400 of which learn."""
+
+    total, trainable, buffer_bytes = 1000, 400, 0
+    decoder_layer, head, small = 100, 150, (10, 20)
+
+
+ZERO = {
+    "reduce_bucket_size": 50, "overlap_comm": True, "stage3_prefetch_bucket_size": 80, "stage3_max_live_parameters": 10**9,
+    "stage3_param_persistence_threshold": 15, "stage3_model_persistence_threshold": 10**9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "weights", "gradients", "optimizer", "buckets", "gathered"),
+    [
+        (Choice(0), 2000, 2400, 4800, 0, 0),
+        (Choice(1), 2000, 2400, 1200, 0, 0),
+        (Choice(1, offload_optimizer=True), 2000, 2400, 0, 400, 0),
+        (Choice(2), 2000, 400, 1200, 200, 0),
+        (Choice(2, offload_optimizer=True), 2000, 0, 0, 200, 0),
+        # 10 small ones, the head, 80 and two layers ahead, and a copy of the head.
+        (Choice(3), 500, 400, 1200, 100, 2 * (10 + 150 + 80 + 200 + 150)),
+        (Choice(3, offload_optimizer=True, offload_parameters=True), 0, 0, 0, 100, 2 * (10 + 150 + 80 + 200 + 150)),
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Choice) else None,
+)
+def test_one_rank_of_four(
+    choice: Choice, weights: int, gradients: int, optimizer: int, buckets: int, gathered: int
+) -> None:
+    census: Any = FakeCensus()
+    memory = rank_memory(census, choice, 4, activations=1000, zero=ZERO, element_bytes=2)
+    found = (memory.weights, memory.gradients, memory.optimizer, memory.buckets, memory.gathered)
+    assert found == (weights, gradients, optimizer, buckets, gathered)
+    assert memory.allocated == sum(found) + 1000
+    host = host_bytes(census, choice, 4, element_bytes=2)
+    assert host.get("optimizer and gradients", 0) == (6400 if choice.offload_optimizer else 0)
+    assert host.get("weights", 0) == (2000 if choice.offload_parameters else 0)
+
+
+def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
+    plan = predict(lora8b(8192), 2, 40 * 10**9, gpu_named("H200"))
+    assert plan.best is not None
+    assert (plan.best.choice.stage, plan.best.choice.recompute) == (0, "full")
+    assert all(option.tokens_per_second <= plan.best.tokens_per_second for option in plan.options if option.fits)
+    tokens = int(plan.advice.split("micro_batch_tokens=")[1].rstrip("."))
+    helped = predict(lora8b(tokens), 2, 40 * 10**9, gpu_named("H200"))
+    assert helped.best is not None
+    assert helped.best.choice.recompute == "none"
+
+
+def test_nothing_fits() -> None:
+    plan = predict(lora8b(8192), 1, 8 * 10**9, None, recompute=("full",))
+    assert plan.best is None
+    assert "on the host, recompute lacks" in plan.advice
+
+
+def test_names_and_sizes() -> None:
+    assert [getattr(find_gpu(name), "name", None) for name in ("NVIDIA L40S", "NVIDIA L40", "Tesla T4")] == [
+        "L40S",
+        "L40",
+        None,
+    ]
+    assert (parse_bytes("48GB"), parse_bytes("1.5 gib")) == (48 * 10**9, 3 * 2**29)
+    for wrong in ("48", "GB", "0GB", "-1GB"):
+        with pytest.raises(ValueError, match="48GB"):
+            parse_bytes(wrong, needs_unit=True)
+
+
+def test_command_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(app, ["plan", "demo", "--gpus", "2", "--gpu", "L40"])
+    assert result.exit_code == 0, result.output
+    assert "fastest" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_command_as_json() -> None:
+    result = CliRunner().invoke(app, ["plan", "--gpus", "2", "--gpu-memory", "48GB", "--zero", "3", "--json"])
+    found = json.loads(result.stdout)
+    assert {option["zero_stage"] for option in found["options"]} == {3}
+    assert found["options"][found["fastest"]]["fits"]
+    for option in found["options"]:
+        parts = option["gpu_bytes"]
+        assert parts["total"] == sum(count for name, count in parts.items() if name not in ("allocated", "total"))
+
+
+@pytest.mark.parametrize(
+    ("options", "place"), [(["--gpu-memory", "48"], "48GB"), (["--gpu", "TPU"], "H100"), ([], "--gpu")]
+)
+def test_what_is_not_known_is_asked_for(options: list[str], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadtrain.launch.devices._gpus_from_nvml", lambda: ())
+    result = CliRunner().invoke(app, ["plan", *options])
+    assert result.exit_code == 2 or result.exception is not None
+    assert place in result.output + str(result.exception)
