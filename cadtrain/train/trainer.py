@@ -289,7 +289,7 @@ class Trainer:
     def _save(self, *, is_final: bool) -> None:
         """Save at once where the run ends or leaves, else behind the training if the configuration says so."""
         parts, state = self.parts, self.state
-        self._complete_save()
+        self._complete_save(is_followed=is_final)
         if self._saved_step == state.step:
             return
         learning_bytes = parts.engine.saved_bytes(with_frozen=False)
@@ -310,8 +310,8 @@ class Trainer:
             log.info("state of step %d copied in %.2f s", state.step, time.perf_counter() - started)
         self._saved_step, self._saved_at = state.step, time.monotonic()
 
-    def _complete_save(self) -> None:
-        """Wait for the save behind the training, if there is one, and make it a checkpoint."""
+    def _complete_save(self, *, is_followed: bool = False) -> None:
+        """Wait for the save behind the training, if there is one, and make it a checkpoint. Where a final save follows, that one counts."""
         if not self.parts.store.has_pending:
             return
         self.parts.on_wait("finishing a checkpoint")
@@ -319,7 +319,10 @@ class Trainer:
             self._note_saved(self.parts.store.complete())
         except CheckpointError as error:
             self._saved_step = -1
-            self._save_failed(error, is_final=False)
+            if is_followed:
+                log.warning("%s", error)
+            else:
+                self._save_failed(error, is_final=False)
 
     def _note_saved(self, report: SaveReport) -> None:
         self.parts.leave.note_save(report.seconds)

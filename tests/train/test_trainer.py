@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -501,6 +502,28 @@ def test_a_save_behind_that_fails_is_told_at_the_next_meeting(tmp_path: Path, mo
     with pytest.raises(CheckpointError, match=r"No space left on device.*while writing its shards behind the training"):
         run.trainer().fit()
     assert list_steps(run.store.root) == []
+
+
+def test_a_run_that_leaves_is_saved_even_where_the_save_behind_had_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save of step 3 fails behind the training; a signal in that step's successor saves at once, and that one works."""
+    run = Run(
+        tmp_path, stop_signal=lambda engine: 15 if len(engine.seen) == 4 else 0, stages=({**STAGES[0], "duration": 9},),
+        checkpoint={"every": "3 steps", "keep_last": 10, "asynchronous": True},
+    )  # fmt: skip
+    real, fails = shard_writer.write_shard, [True]
+
+    def once_full(path: Path, content: Any) -> Any:
+        if fails:
+            fails.pop()
+            time.sleep(0.2)  # so that the step after finds it still under way
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(shard_writer, "write_shard", once_full)
+    monkeypatch.setattr(CheckpointStore, "is_writing", True)
+    with pytest.raises(Interrupted):
+        run.trainer().fit()
+    assert list_steps(run.store.root) == [4]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
