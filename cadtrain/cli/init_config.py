@@ -50,6 +50,9 @@ def init_config(
             show_default=False,
         ),
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Write a JSON schema of DeepSpeed's configuration, for editors.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a complete, validated DeepSpeed JSON with no "auto" in it.
@@ -66,9 +69,14 @@ def init_config(
       cadtrain init-config --zero 3 --explain
 
       cadtrain init-config --check their_config.json
+
+      cadtrain init-config --schema > deepspeed.schema.json
     """
     if check is not None:
         _check(check, as_json=as_json)
+        return
+    if schema:
+        _schema()
         return
     from cadtrain.config.deepspeed_config import build_deepspeed_config
     from cadtrain.errors import UsageError
@@ -93,6 +101,13 @@ def init_config(
         from cadtrain.ui.console import print_text
 
         print_text(json_text(config))
+
+
+def _schema() -> None:
+    from cadtrain.config.deepspeed_schema import DeepSpeedConfig
+    from cadtrain.ui.console import print_json
+
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **DeepSpeedConfig.model_json_schema()})
 
 
 def json_text(config: DeepSpeedConfig) -> str:

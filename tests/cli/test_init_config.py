@@ -152,3 +152,14 @@ def test_the_files_in_configs_are_its_output(
     call(*arguments)
     command = f"cadtrain init-config {' '.join(arguments)} --out configs/deepspeed/{name} --force"
     assert capsys.readouterr().out == (CONFIGS / name).read_text(encoding="utf-8"), command
+
+
+def test_the_schema_knows_every_key_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    call("--schema")
+    schema = written(capsys)
+    assert set(schema["properties"]) == set(DeepSpeedConfig.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["gradient_clipping"]["description"].startswith("Global gradient norm")
+    zero = schema["properties"]["zero_optimization"]
+    assert "ZeroBlock" in json.dumps(zero)
+    assert "stage3_prefetch_bucket_size" in schema["$defs"]["ZeroBlock"]["properties"]
