@@ -23,7 +23,7 @@ from cadtrain.launch.restart import (
     record_restart,
     wait_for_restart,
 )
-from cadtrain.plan.memory import StageChoice
+from cadtrain.plan.stage import StageChoice
 
 GIB = 2**30
 OOM = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 44.40 GiB of which 1.10 GiB is free."
