@@ -33,7 +33,7 @@ def train(
     init_from: InitFromOption = None,
     start_stage: StartStageOption = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show the effective configuration and train nothing.")
+        bool, typer.Option("--print-config", help="Show every effective value and where it came from; train nothing.")
     ] = False,
 ) -> None:
     """Train in this process. Under `cadtrain launch` this is what every rank runs.
@@ -50,10 +50,11 @@ def train(
 
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
     if print_config:
-        from cadtrain.config.load import load_run_config, to_yaml
+        from cadtrain.config.load import load_run_config
+        from cadtrain.config.origins import annotated_yaml
         from cadtrain.ui.console import print_text
 
-        print_text(to_yaml(load_run_config(config, settings).config))
+        print_text(annotated_yaml(load_run_config(config, settings)))
         return
     place = Place.from_environment()
     if "CADTRAIN_LAUNCH_ID" in os.environ:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -36,10 +37,16 @@ class LoadedConfig:
     overrides: tuple[str, ...] = ()
     """The `--set` assignments that were laid over it, in order."""
     _where: Callable[[KeyPath], str] = field(default=lambda path: "", repr=False, compare=False)
+    _origin: Callable[[KeyPath], str] = field(default=lambda path: "", repr=False, compare=False)
 
     def where(self, key: str) -> str:
         """The place of a key such as `data.path`, for messages: `run.yaml:12 data.path` or `--set data.path`."""
         return self._where(tuple(int(word) if word.isdigit() else word for word in key.split(".")))
+
+
+    def origin(self, path: KeyPath) -> str:
+        """Where exactly this key was written: `run.yaml:12`, `--set`, or nothing where its value is a default."""
+        return self._origin(path)
 
 
 def load_run_config(source: Path | str | None = None, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -65,18 +72,23 @@ def load_run_config(source: Path | str | None = None, overrides: Sequence[str] =
         faults.extend(collect_faults(RunConfig, overlay.values, error, overlay.where))
     if faults or config is None:
         raise ConfigError(sorted(faults, key=_place_order))
-    return LoadedConfig(config, name, tuple(overrides), overlay.where)
+    return LoadedConfig(config, name, tuple(overrides), overlay.where, overlay.origin)
 
 
 def to_yaml(config: RunConfig) -> str:
     """The complete configuration, defaults included, as YAML that loads back equal."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values, or ruamel's with their comments, as YAML in the form of our files."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json"), stream)
+    yaml.dump(values, stream)
     return stream.getvalue()
 
 

@@ -27,6 +27,15 @@ class Overlay:
                 return f"--set {key}" if length == len(path) else f"--set {key} ({dotted(path)})"
         return self._document.where(path)
 
+    def origin(self, path: KeyPath) -> str:
+        """Where exactly `path` was written: `file:line`, `--set`, or nothing."""
+        for length in range(len(path), 0, -1):
+            key = self.assigned.get(path[:length])
+            if key is not None:
+                # A whole section set at once says nothing of the keys that it leaves out.
+                return "--set" if length == len(path) or _holds(self.values, path) else ""
+        return f"{self._document.name}:{self._document.lines[path]}" if path in self._document.lines else ""
+
     def apply(self, assignments: Sequence[str]) -> None:
         """Lay every `key.path=value` over the values; what cannot be placed becomes a fault."""
         for assignment in assignments:
@@ -90,3 +99,12 @@ class Overlay:
             )
         )
         return None
+
+
+def _holds(values: Any, path: KeyPath) -> bool:
+    for step in path:
+        if (isinstance(values, dict) and step in values) or (isinstance(values, list) and isinstance(step, int) and step < len(values)):
+            values = values[step]
+        else:
+            return False
+    return True
