@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cadtrain.cli.launch_options import ZeroChoice
 from cadtrain.cli.options import ForceOption, JsonOption, OutFileOption
 
 if TYPE_CHECKING:
     from cadtrain.config.deepspeed_schema import DeepSpeedConfig
+    from cadtrain.plan.language_model import LanguageModel
 
 
 def init_config(
-    zero: Annotated[int, typer.Option("--zero", min=0, max=3, help="ZeRO stage.")] = 3,
+    zero: Annotated[
+        ZeroChoice, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits --model on --gpu-memory.")
+    ] = ZeroChoice.THREE,
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep optimizer states in host memory; in stage 3 the weights as well.")
     ] = False,
+    offload_to: Annotated[
+        str | None,
+        typer.Option("--offload-to", metavar="cpu|nvme:PATH", help="Offload, and where to.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME|FILE",
+            help="A model whose shapes size the buckets: hub name, folder or config.json.",
+            show_default=False,
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu-memory", metavar="SIZE", help="Memory of each GPU for --zero auto, e.g. 48GB.", show_default=False
+        ),
+    ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
@@ -51,7 +74,7 @@ def init_config(
         ),
     ] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Write a JSON schema of DeepSpeed's configuration, for editors.")
+        bool, typer.Option("--schema", help="Write the JSON schema of DeepSpeed files, for editors.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,15 +91,19 @@ def init_config(
 
       cadtrain init-config --zero 3 --explain
 
+      cadtrain init-config --zero auto --model Qwen/Qwen3-8B --gpus 4 --gpu-memory 48GB
+
+      cadtrain init-config --offload-to nvme:/local_nvme --out ds_zero3_nvme.json
+
       cadtrain init-config --check their_config.json
 
-      cadtrain init-config --schema > deepspeed.schema.json
+      cadtrain init-config --schema --out deepspeed.schema.json
     """
     if check is not None:
         _check(check, as_json=as_json)
         return
     if schema:
-        _schema()
+        _write_schema(out, force=force, as_json=as_json)
         return
     from cadtrain.config.deepspeed_config import build_deepspeed_config
     from cadtrain.errors import UsageError
@@ -85,29 +112,91 @@ def init_config(
         raise UsageError(
             f"precision {precision!r} is not one of bf16, fp32.", hint="fp16 needs loss scaling and is not supported."
         )
+    offloads, nvme_path = _offload_target(offload_to, offload=offload)
+    kind: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
+    shapes = None
+    if model is not None:
+        from cadtrain.plan.language_model import language_model
+
+        shapes = language_model(model, kind)
+    stage = _stage(zero.value, shapes, gpus, gpu_memory, offload=offloads)
     config = build_deepspeed_config(
-        zero_stage=zero,
+        zero_stage=stage,
         world_size=gpus,
-        precision="bf16" if precision == "bf16" else "fp32",
-        offload_optimizer=offload,
-        offload_parameters=offload and zero == 3,
-        hidden_size=hidden_size,
+        precision=kind,
+        offload_optimizer=offloads,
+        offload_parameters=offloads and stage == 3,
+        nvme_path=nvme_path,
+        hidden_size=hidden_size if shapes is None else shapes.hidden_size,
+        layer_params=None if shapes is None else shapes.layer_params,
     )
     if explain:
         _explain(config, as_json=as_json)
     elif out is not None:
-        _write(config, out, force=force, as_json=as_json)
+        _write(json_text(config), out, force=force, as_json=as_json)
     else:
         from cadtrain.ui.console import print_text
 
         print_text(json_text(config))
 
 
-def _schema() -> None:
-    from cadtrain.config.deepspeed_schema import DeepSpeedConfig
-    from cadtrain.ui.console import print_json
+def _offload_target(offload_to: str | None, *, offload: bool) -> tuple[bool, str | None]:
+    """Whether to offload, and the folder on NVMe if it goes there."""
+    from cadtrain.errors import UsageError
 
-    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **DeepSpeedConfig.model_json_schema()})
+    if offload_to is None:
+        return offload, None
+    kind, _, path = offload_to.partition(":")
+    if kind == "cpu" and not path:
+        return True, None
+    if kind == "nvme" and path:
+        return True, path
+    raise UsageError(
+        f"found {offload_to!r}.", where="--offload-to", hint="Give cpu, or nvme:PATH with a folder on the device."
+    )
+
+
+def _stage(zero: str, shapes: LanguageModel | None, gpus: int | None, gpu_memory: str | None, *, offload: bool) -> int:
+    """The ZeRO stage; `auto` is decided as `launch` decides it, for packs of 8,192 tokens, recompute, and all weights learning."""
+    from cadtrain.errors import UsageError
+    from cadtrain.plan.stage import choose_stage
+    from cadtrain.ui.console import err
+    from cadtrain.units import format_bytes, parse_bytes
+
+    if zero != "auto":
+        return int(zero)
+    missing = [
+        name for name, value in (("--model", shapes), ("--gpus", gpus), ("--gpu-memory", gpu_memory)) if value is None
+    ]
+    if shapes is None or gpus is None or gpu_memory is None:
+        raise UsageError(
+            f"auto needs {' and '.join(missing)}.", where="--zero",
+            hint="E.g. --zero auto --model Qwen/Qwen3-8B --gpus 4 --gpu-memory 48GB.",
+        )  # fmt: skip
+    try:
+        memory = parse_bytes(gpu_memory, needs_unit=True)
+    except ValueError as error:
+        raise UsageError(f"{error}.", where="--gpu-memory") from error
+    run = shapes.run.model_copy(update={"zero": shapes.run.zero.model_copy(update={"offload_optimizer": offload})})
+    choice = choose_stage(run, gpus, memory, host_weights=offload)
+    needed = f", {format_bytes(choice.peak_bytes)} a GPU predicted" if choice.fits and choice.peak_bytes else ""
+    advice = "" if choice.fits or offload else "; try --offload"
+    err().print(f"ZeRO-{choice.stage}: {choice.reason}{needed}{advice}", markup=False, style=None if choice.fits else "yellow")
+    return choice.stage
+
+
+def _write_schema(out: Path | None, *, force: bool, as_json: bool) -> None:
+    import json
+
+    from cadtrain.config.deepspeed_schema import DeepSpeedConfig
+    from cadtrain.ui.console import print_text
+
+    schema = DeepSpeedConfig.model_json_schema()
+    text = json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+    if out is None:
+        print_text(text)
+    else:
+        _write(text, out, force=force, as_json=as_json)
 
 
 def json_text(config: DeepSpeedConfig) -> str:
@@ -117,7 +206,7 @@ def json_text(config: DeepSpeedConfig) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def _write(config: DeepSpeedConfig, path: Path, *, force: bool, as_json: bool) -> None:
+def _write(text: str, path: Path, *, force: bool, as_json: bool) -> None:
     import os
 
     from cadtrain.errors import UsageError
@@ -132,7 +221,7 @@ def _write(config: DeepSpeedConfig, path: Path, *, force: bool, as_json: bool) -
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Written whole beside its place and moved there: nobody ever reads half of it.
-        partial.write_text(json_text(config), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -146,15 +235,16 @@ def _write(config: DeepSpeedConfig, path: Path, *, force: bool, as_json: bool) -
 
 
 def _explain(config: DeepSpeedConfig, *, as_json: bool) -> None:
-    from cadtrain.config.deepspeed_reasons import explain
+    from cadtrain.config.deepspeed_reasons import SINCE, explain
     from cadtrain.ui.config import reasons_table
     from cadtrain.ui.console import out, print_json
 
     rows = explain(config)
     if as_json:
-        print_json([{"key": key, "value": value, "why": why} for key, value, why in rows])
+        print_json([{"key": key, "value": value, "why": why, "since": SINCE.get(key)} for key, value, why in rows])
         return
-    out().print(reasons_table(rows))
+    shown = [(key, value, f"{why} (DeepSpeed: {SINCE[key]}.)" if key in SINCE else why) for key, value, why in rows]
+    out().print(reasons_table(shown))
 
 
 def _check(path: Path, *, as_json: bool) -> None:

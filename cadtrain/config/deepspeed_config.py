@@ -29,6 +29,10 @@ _LARGEST_REDUCE_BUCKET = 200_000_000
 _LARGEST_PREFETCH_BUCKET = 500_000_000
 _LARGEST_PERSISTENT = 1_000_000
 _BILLION = 1_000_000_000
+_AIO: dict[str, Any] = {
+    "block_size": 1_048_576, "queue_depth": 8, "intra_op_parallelism": 1, "single_submit": False, "overlap_events": True,
+    "use_gds": False,
+}  # fmt: skip
 
 
 def build_deepspeed_config(
@@ -39,6 +43,7 @@ def build_deepspeed_config(
     gradient_clipping: float = 1.0,
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
+    nvme_path: str | None = None,
     hidden_size: int = DEFAULT_HIDDEN_SIZE,
     layer_params: int | None = None,
     reduce_bucket_size: int | None = None,
@@ -48,12 +53,18 @@ def build_deepspeed_config(
     """A complete configuration.
 
     `world_size` None leaves `train_batch_size` out, and the file fits any number of ranks. `hidden_size` and
-    `layer_params` (elements of one decoder layer; default 12 x hidden_size^2) size the buckets, unless given.
+    `layer_params` (elements of one decoder layer; default 12 x hidden_size^2) size the buckets, unless given. With
+    `nvme_path` what is offloaded goes into that folder instead of host memory (stage 3).
     Raises `UsageError` for combinations that DeepSpeed has not.
     """
     _check_combination(
         zero_stage, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters, world_size=world_size
     )
+    if nvme_path is not None and (zero_stage != 3 or not (offload_optimizer or offload_parameters)):
+        raise UsageError(
+            f"offload to NVMe needs ZeRO stage 3, found stage {zero_stage}.",
+            hint="Take stage 3, or offload to host memory.",
+        )
     layer = layer_params if layer_params is not None else 12 * hidden_size**2
     reduce = reduce_bucket_size or _within(layer, _SMALLEST_BUCKET, _LARGEST_REDUCE_BUCKET)
     values: dict[str, Any] = {
@@ -71,8 +82,14 @@ def build_deepspeed_config(
             "stage": zero_stage,
             **(_shared_zero_values(reduce) if zero_stage > 0 else {}),
             **(_stage_1_and_2_values(reduce) if zero_stage in (1, 2) else {}),
-            **(_offload_blocks(offload_optimizer=offload_optimizer, offload_parameters=offload_parameters)),
+            **_offload_blocks(
+                offload_optimizer=offload_optimizer,
+                offload_parameters=offload_parameters,
+                nvme_path=nvme_path,
+                layer=layer,
+            ),
         },
+        **({"aio": dict(_AIO)} if nvme_path is not None else {}),
         "zero_allow_untested_optimizer": False,
         "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {
@@ -217,12 +234,19 @@ def _stage_3_values(prefetch: int, persistent: int, *, offload: bool) -> dict[st
     }
 
 
-def _offload_blocks(*, offload_optimizer: bool, offload_parameters: bool) -> dict[str, Any]:
+def _offload_blocks(
+    *, offload_optimizer: bool, offload_parameters: bool, nvme_path: str | None, layer: int
+) -> dict[str, Any]:
+    where: dict[str, Any] = {"device": "cpu"} if nvme_path is None else {"device": "nvme", "nvme_path": nvme_path}
     blocks: dict[str, Any] = {}
     if offload_optimizer:
-        blocks["offload_optimizer"] = {"device": "cpu", "pin_memory": True, "ratio": 1.0}
+        # An Adam state is a weight, two moments and a gradient: each of them needs a buffer of its own on the way.
+        buffers = {} if nvme_path is None else {"buffer_count": 4, "pipeline_read": True, "pipeline_write": True}
+        blocks["offload_optimizer"] = {**where, "pin_memory": True, **buffers, "ratio": 1.0}
     if offload_parameters:
-        blocks["offload_param"] = {"device": "cpu", "pin_memory": True}
+        size = _within(layer, _BILLION // 10, _BILLION)
+        buffers = {} if nvme_path is None else {"buffer_count": 5, "buffer_size": size, "max_in_cpu": _BILLION}
+        blocks["offload_param"] = {**where, "pin_memory": True, **buffers}
     return blocks
 
 

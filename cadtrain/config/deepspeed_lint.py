@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from cadtrain.config.deepspeed_rules import contradictions
 from cadtrain.config.deepspeed_schema import DeepSpeedConfig
 from cadtrain.config.faults import collect_faults
 from cadtrain.config.yaml_source import Document, KeyPath, dotted, read_yaml
@@ -130,6 +131,10 @@ def check_file(path: Path) -> list[Finding]:
             Finding("warning", Fault(document.where(key), f'"auto" is for the trainer to fill; {does}.', hint))
         )
     findings += [Finding("warning", fault) for fault in _doubts(values, document)]
+    findings += [
+        Finding(found.level, Fault(document.where(found.path), found.message, found.hint))
+        for found in contradictions(values)
+    ]
     return sorted(findings, key=lambda finding: _line(finding.fault))
 
 
@@ -256,6 +261,10 @@ def _doubts(values: dict[str, Any], document: Document) -> Iterator[Fault]:
         (zero.get("sub_group_size") == 0, ("zero_optimization", "sub_group_size"), "0 makes a group of every parameter.", "Write 1000000000."),
         (zero.get("stage3_max_live_parameters") == 0, ("zero_optimization", "stage3_max_live_parameters"),
          "0 gathers every layer twice.", "Write 1000000000."),
+        (zero.get("stage3_max_reuse_distance") == 0, ("zero_optimization", "stage3_max_reuse_distance"),
+         "0 lets go of weights that the next pass wants at once; they are gathered again.", "Write 1000000000."),
+        (zero.get("stage3_prefetch_bucket_size") == 0, ("zero_optimization", "stage3_prefetch_bucket_size"),
+         "0 gathers nothing ahead: every layer waits for its weights.", "Write the size of a decoder layer or two, e.g. 200000000."),
         (zero.get("elastic_checkpoint") is True, ("zero_optimization", "elastic_checkpoint"), "no longer works in ZeRO-3.", "Set it to false."),
         (values.get("wall_clock_breakdown") is True, ("wall_clock_breakdown",), "synchronises the device several times a step.", "Set it to false."),
         (isinstance(values.get("bf16"), dict) and values["bf16"].get("check_grad_overflow") is False, ("bf16", "check_grad_overflow"),

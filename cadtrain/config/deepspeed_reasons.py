@@ -41,6 +41,20 @@ REASONS: dict[str, str] = {
     "zero_optimization.elastic_checkpoint": "No longer works in ZeRO-3; cadtrain resumes on other GPU counts by itself.",
     "zero_optimization.offload_param.device": "Weights live in host memory between uses: slow, for models that fit no other way.",
     "zero_optimization.offload_param.pin_memory": "Full transfer speed. Set false on hosts with a tight `ulimit -l`.",
+    "zero_optimization.offload_param.nvme_path": "Folder on a local NVMe device; a network file system is far too slow.",
+    "zero_optimization.offload_param.buffer_count": "Buffers for weights on their way from NVMe.",
+    "zero_optimization.offload_param.buffer_size": "Elements of each: no parameter may be larger. At least one decoder layer.",
+    "zero_optimization.offload_param.max_in_cpu": "Elements that stay in host memory.",
+    "zero_optimization.offload_optimizer.nvme_path": "Folder on a local NVMe device.",
+    "zero_optimization.offload_optimizer.buffer_count": "Weight, gradient and Adam's two moments: one each.",
+    "zero_optimization.offload_optimizer.pipeline_read": "The next tile is read while the current one is updated.",
+    "zero_optimization.offload_optimizer.pipeline_write": "The last tile is written meanwhile.",
+    "aio.block_size": "Bytes a request: 1 MiB fills an NVMe device.",
+    "aio.queue_depth": "Requests in flight.",
+    "aio.intra_op_parallelism": "One thread an operation; `ds_nvme_tune` measures whether more help.",
+    "aio.single_submit": "Requests are submitted together.",
+    "aio.overlap_events": "Requests are submitted while others complete.",
+    "aio.use_gds": "GPUDirect Storage needs a driver of its own.",
     "zero_optimization.offload_optimizer.device": "12 bytes a parameter move to host memory; the update runs on the CPU.",
     "zero_optimization.offload_optimizer.pin_memory": "Full transfer speed. Set false on hosts with a tight `ulimit -l`.",
     "zero_optimization.offload_optimizer.ratio": "All of them.",
@@ -81,6 +95,25 @@ REASONS: dict[str, str] = {
     "disable_python_gc": "Off: the collector is Python's own.",
 }
 """The reason of each key that `build_deepspeed_config` writes."""
+
+
+SINCE: dict[str, str] = {
+    "managed_gradient_accumulation": "in ZeRO-3 since 0.19.4, with offload since 0.19.5",
+    "gradient_clipping": "default 1.0 since 0.19.3, 0 before",
+    "disable_python_gc": "since 0.19.7",
+    "bf16.check_grad_overflow": "default true since 0.19.3, false before",
+    "data_types.keep_in_fp32_modules": "since 0.19.8",
+    "zero_optimization.overlap_comm": "default true in stage 3 only; sound since 0.19.3",
+    "zero_optimization.elastic_checkpoint": "no longer in stage 3 since 0.19.3",
+    "zero_optimization.offload_param.pin_memory": "default true since 0.19.5, false before",
+    "zero_optimization.offload_optimizer.pin_memory": "default true since 0.19.5, false before",
+    "zero_optimization.leaf_module.classes": "since 0.18.0",
+    "zero_optimization.leaf_module.names": "since 0.18.0",
+    "zero_optimization.leaf_module.name_suffixes": "since 0.18.0",
+    "zero_optimization.stage3_allgather_sequential": "since 0.18.5",
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params": "sound since 0.19.4",
+}
+"""DeepSpeed versions in which a key appeared or its default moved."""
 
 
 def explain(config: DeepSpeedConfig) -> list[tuple[str, Any, str]]:

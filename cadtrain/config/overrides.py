@@ -102,9 +102,9 @@ class Overlay:
 
 
 def _holds(values: Any, path: KeyPath) -> bool:
-    for step in path:
-        if (isinstance(values, dict) and step in values) or (isinstance(values, list) and isinstance(step, int) and step < len(values)):
+    try:
+        for step in path:
             values = values[step]
-        else:
-            return False
+    except (KeyError, IndexError, TypeError):
+        return False
     return True

@@ -154,6 +154,49 @@ def test_the_files_in_configs_are_its_output(
     assert capsys.readouterr().out == (CONFIGS / name).read_text(encoding="utf-8"), command
 
 
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_auto_takes_the_lowest_stage_that_fits_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "config.json"
+    model.write_text(json.dumps(QWEN3_8B))
+    stages = []
+    for memory in ("48GB", "80GB", "141GB"):
+        call("--zero", "auto", "--model", str(model), "--gpus", "4", "--gpu-memory", memory)
+        said = capsys.readouterr()
+        stages.append(json.loads(said.out)["zero_optimization"]["stage"])
+        assert f"ZeRO-{stages[-1]}: " in said.err
+    assert stages == [3, 2, 1]
+    call("--model", str(model))
+    bucket = written(capsys)["zero_optimization"]["stage3_prefetch_bucket_size"]
+    call("--hidden-size", "4096")
+    assert bucket != written(capsys)["zero_optimization"]["stage3_prefetch_bucket_size"], "the layer's true size counts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--zero", "auto"), "auto needs --model and --gpus and --gpu-memory"),
+        (("--offload-to", "disk:/x"), "cpu, or nvme:PATH"),
+        (("--zero", "2", "--offload-to", "nvme:/x"), "offload to NVMe needs ZeRO stage 3, found stage 2"),
+        (("--model", "no/such.json"), "cannot be read"),
+    ],
+)
+def test_what_does_not_go_together(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], text: str) -> None:
+    call(*arguments, code=2)
+    assert text in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_offload_to_nvme(capsys: pytest.CaptureFixture[str]) -> None:
+    call("--offload-to", "nvme:/local")
+    zero = written(capsys)["zero_optimization"]
+    assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "nvme"
+    assert zero["offload_param"]["nvme_path"] == "/local"
+
+
 def test_the_schema_knows_every_key_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
     call("--schema")
     schema = written(capsys)
