@@ -20,17 +20,21 @@ def available_memory(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int
 
 def cgroup_memory_limit(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> tuple[int, int] | None:
     """(limit, in use) in bytes of the tightest control group that this process is in; None where there is none."""
-    found = []
+    found = ((limit, read_text(used).strip()) for limit, used in cgroup_limits(root, membership))
+    return min(((limit, int(used)) for limit, used in found if used.isdecimal()), default=None)
+
+
+def cgroup_limits(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Iterator[tuple[int, Path]]:
+    """Each limit in bytes that a control group sets on this process, with the file that says how much of it is in use."""
     for folder in cgroup_folders(root, membership):
         for limit_name, used_name in (
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
-            limit, used = read_text(folder / limit_name).strip(), read_text(folder / used_name).strip()
+            limit = read_text(folder / limit_name).strip()
             # Version 1 writes a number near 2^63 for no limit.
-            if limit.isdecimal() and used.isdecimal() and int(limit) < 2**60:
-                found.append((int(limit), int(used)))
-    return min(found, default=None)
+            if limit.isdecimal() and int(limit) < 2**60:
+                yield int(limit), folder / used_name
 
 
 def cgroup_folders(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadtrain.host_memory import CGROUPS, cgroup_folders, read_text
+from cadtrain.host_memory import CGROUPS, cgroup_folders, cgroup_limits, read_text
 
 SHARED_MEMORY = Path("/dev/shm")
 _KILLED = re.compile(r"Killed process (\d+) .*?anon-rss:(\d+)kB")
@@ -65,14 +65,8 @@ class Witness:
         return max(counts) if counts else None
 
     def _memory_limit(self) -> int | None:
-        limits = []
-        for folder in cgroup_folders(self._cgroups, self._proc / "self" / "cgroup"):
-            for name in ("memory.max", "memory.limit_in_bytes"):
-                text = read_text(folder / name).strip()
-                # Version 1 writes a number near 2^63 for no limit.
-                if text.isdecimal() and int(text) < 2**60:
-                    limits.append(int(text))
-        return min(limits, default=None)
+        limits = cgroup_limits(self._cgroups, self._proc / "self" / "cgroup")
+        return min((limit for limit, _ in limits), default=None)
 
 
 def _counter(path: Path, name: str) -> list[int]:

@@ -292,8 +292,8 @@ class Trainer:
         self._complete_save(is_followed=is_final)
         if self._saved_step == state.step:
             return
-        learning_bytes = parts.engine.saved_bytes(with_frozen=False)
-        is_behind = parts.config.checkpoint.asynchronous and not is_final and parts.store.has_host_room(learning_bytes)
+        is_behind = parts.config.checkpoint.asynchronous and not is_final
+        is_behind = is_behind and parts.store.has_host_room(parts.engine.saved_bytes(with_frozen=False))
         save: Callable[..., SaveReport | None] = parts.store.save_behind if is_behind else parts.store.save
         started = time.perf_counter()
         try:
