@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,7 +22,17 @@ from cadtrain.checkpoint.manifest import FileRecord, file_fault
 from cadtrain.errors import CheckpointError
 
 ShardSink = Callable[[Path, Any], None]
-"""Takes a path and what `torch.save` is to write there, or a text."""
+"""Takes a path and what `torch.save` is to write there, a text, or what a text is `Derived` from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A text that is made from tensors when it is written; behind the training it is made from their copies."""
+
+    tensors: Any
+    text: Callable[[Any], str]
+    """Takes `tensors`, or a copy of them."""
+
 
 WRITE_FAULTS = (OSError, RuntimeError, ValueError, TypeError, AssertionError, MemoryError, CheckpointError)
 """What can go wrong while a shard is written: the disk, the serializer, memory. Nothing else is caught."""
@@ -68,6 +80,7 @@ class HashingFile:
 
 def write_shard(path: Path | None, content: Any) -> FileRecord:
     """`torch.save` of `content`, or the text that it is, flushed to the disk; its size and hash. With no path nothing is written."""
+    content = content.text(content.tensors) if isinstance(content, Derived) else content
     file = HashingFile(path)
     try:
         if isinstance(content, str):
@@ -91,19 +104,23 @@ class ShardWriter:
         self.root = root
         self.records: dict[str, FileRecord] = {}
         self.failure: str | None = None
-        self._pool = pool
+        self._copies = None if pool is None else pool.begin()
         self._waiting: list[tuple[Path, Any]] = []
         self._thread: threading.Thread | None = None
 
     def take(self, path: Path, content: Any) -> None:
         """Write a shard, or copy it to be written."""
-        if self._pool is None:
+        if self._copies is None:
             self._write(path, content)
+        elif isinstance(content, Derived):
+            self._waiting.append((path, Derived(self._copies.copy(content.tensors, path.name), content.text)))
         else:
-            self._waiting.append((path, self._pool.copy(content, f"{path.name}")))
+            self._waiting.append((path, self._copies.copy(content, path.name)))
 
     def start(self) -> None:
         """Begin to write what was copied, in a thread of its own."""
+        if self._copies is not None:
+            self._copies.finish()
         self._thread = threading.Thread(target=self._write_behind, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -140,58 +157,102 @@ class ShardWriter:
 
 
 class HostPool:
-    """Copies of shards in host memory; the buffers are kept from save to save, pinned where they come from a GPU."""
+    """Copies of saves in host memory; the buffers are kept from save to save, page-locked where they come from a GPU."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, int], torch.UntypedStorage] = {}
+        self._buffers: dict[tuple[str, int], _Buffer] = {}
 
-    def copy(self, content: Any, shard: str) -> Any:
-        """`content` with every tensor copied to the host, storages shared as in the original; plain values are copied, too.
-
-        `shard` names the buffers: a second copy under the same name overwrites the first.
-        """
-        copied = _Copy(self._buffers, shard)
-        found = copied.of(content)
-        if copied.used_cuda:
-            torch.cuda.synchronize()
-        return found
+    def begin(self) -> Copies:
+        """The copies of one save. They lie in the buffers of the last one, which must be written by now."""
+        return Copies(self._buffers)
 
 
-class _Copy:
-    def __init__(self, buffers: dict[tuple[str, int], torch.UntypedStorage], shard: str) -> None:
-        self._buffers, self._shard = buffers, shard
+class Copies:
+    """What one save takes to host memory: storages that tensors share are copied once and shared by the copies."""
+
+    def __init__(self, buffers: dict[tuple[str, int], _Buffer]) -> None:
+        self._buffers = buffers
         self._seen: dict[tuple[str, int], torch.UntypedStorage] = {}
         self._held: list[torch.UntypedStorage] = []
-        self.used_cuda = False
+        self._shard, self._count = "", 0
 
-    def of(self, value: Any) -> Any:
+    def copy(self, content: Any, shard: str) -> Any:
+        """`content` with every tensor copied to the host; plain values are copied, too.
+
+        `shard` names the buffers. A tensor on a GPU that an earlier shard of the save held is not copied again.
+        """
+        self._shard, self._count = shard, 0
+        found = self._of(content)
+        # What lies in host memory was mostly put there for this shard alone; held on to, it would be there twice.
+        self._held = [storage for storage in self._held if _outlives_its_shard(storage)]
+        kept = {_key(storage) for storage in self._held}
+        self._seen = {key: copied for key, copied in self._seen.items() if key in kept}
+        return found
+
+    def finish(self) -> None:
+        """Wait until every copy is made, and let go of the originals."""
+        if any(storage.device.type == "cuda" for storage in self._held):
+            torch.cuda.synchronize()
+        self._held.clear()
+        self._seen.clear()
+
+    def _of(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, dict):
-            items = [(self.of(key), self.of(held)) for key, held in value.items()]
+            items = [(self._of(key), self._of(held)) for key, held in value.items()]
             return type(value)(items)
         if type(value) in (list, tuple):
-            return type(value)(self.of(held) for held in value)
+            return type(value)(self._of(held) for held in value)
         return copy.deepcopy(value)
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         value = value.detach()
         storage = value.untyped_storage()
-        key = (str(storage.device), storage.data_ptr())
-        if key not in self._seen or storage.nbytes() == 0:
-            self._seen[key] = self._storage(storage)
-            # Held, so that an address is not given to another tensor while the copy is made.
+        if _key(storage) not in self._seen or storage.nbytes() == 0:
+            self._seen[_key(storage)] = self._storage(storage)
+            # Held, so that an address is not given to another tensor while the copies are made.
             self._held.append(storage)
         copied = torch.empty(0, dtype=value.dtype)
-        return copied.set_(self._seen[key], value.storage_offset(), value.shape, value.stride())
+        return copied.set_(self._seen[_key(storage)], value.storage_offset(), value.shape, value.stride())
 
     def _storage(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        place = (self._shard, len(self._held))
+        place = (self._shard, self._count)
+        self._count += 1
         buffer = self._buffers.get(place)
-        if buffer is None or buffer.nbytes() != storage.nbytes():
-            is_cuda = storage.device.type == "cuda"
-            buffer = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=is_cuda).untyped_storage()
-            self._buffers[place] = buffer
-        self.used_cuda |= storage.device.type == "cuda"
-        buffer.copy_(storage, non_blocking=True)
-        return buffer
+        if buffer is None or buffer.bytes.nbytes != storage.nbytes():
+            self._buffers.pop(place, None)
+            buffer = self._buffers[place] = _Buffer(storage.nbytes(), locked=storage.device.type == "cuda")
+        buffer.bytes.copy_(_bytes_of(storage), non_blocking=True)
+        return buffer.bytes.untyped_storage()
+
+
+def _key(storage: torch.UntypedStorage) -> tuple[str, int]:
+    return str(storage.device), storage.data_ptr()
+
+
+def _outlives_its_shard(storage: torch.UntypedStorage) -> bool:
+    """Whether `storage` is one of the engine's own, which other shards of the save may hold as well."""
+    return storage.device.type == "cuda"
+
+
+class _Buffer:
+    """Host memory of exactly `nbytes`, page-locked if asked and possible: a GPU copies into it at the full rate of its link.
+
+    Not from torch's own page-locked allocator, which rounds every size up to a power of two: shards of tens of gigabytes
+    would take up to twice the memory.
+    """
+
+    def __init__(self, nbytes: int, *, locked: bool) -> None:
+        self.bytes = torch.empty(nbytes, dtype=torch.uint8)
+        if locked and nbytes and int(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)) == 0:
+            # The finalizer holds the memory, so it is still there when it is unlocked.
+            weakref.finalize(self, _unlock, self.bytes).atexit = False
+
+
+def _unlock(locked: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(locked.data_ptr())
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

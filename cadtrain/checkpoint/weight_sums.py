@@ -11,8 +11,9 @@ The spans of one weight, over all ranks' files, follow one another without a gap
 
 The hash is XXH3-128 of a span's bytes, little-endian: two different spans agree by chance once in 2^128. It finds damage and
 mistakes, not malice: whoever writes the file can write its hashes too. Hashing runs at the speed of memory (20 GB/s a core,
-a disk writes 0.3 to 5), so a save that writes 12 bytes a trained weight and hashes 4 of them pays about a hundredth; from a
-GPU the values are copied to the host once more, 64 MiB at a time. Tied weights stand under their first name.
+a disk writes 0.3 to 5), so a save that writes 12 bytes a trained weight and hashes 4 of them pays about a hundredth. In a save
+at once values on a GPU are copied to the host once more for it, 64 MiB at a time; behind the training the save's own copies are
+hashed, when they are written. Tied weights stand under their first name.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 import xxhash
 
 from cadtrain.checkpoint.layout import write_atomically
+from cadtrain.checkpoint.shard_writer import Derived
 from cadtrain.errors import CheckpointError
 
 FORMAT = 1
@@ -70,32 +72,44 @@ def sums_name(rank: int) -> str:
     return _FILE.format(rank=rank)
 
 
-def sums_text(spans: Iterable[LiveSpan], known: dict[tuple[str, int, int], str] | None = None) -> str:
-    """The content of a rank's file: what it holds, hashed. Reads every value once, so call it before they change; no collective.
+def sums_of(spans: Iterable[LiveSpan], known: dict[tuple[str, int, int], str] | None = None) -> Derived:
+    """A rank's file, to be made when it is written: what the rank holds, hashed. No collective.
 
-    `known` keeps the hashes of constant spans from one call to the next, so that a frozen model is hashed once a run.
+    Values in host memory are hashed now, and so are constant ones, once: `known` keeps their hashes from one call to the
+    next, so that a frozen model is hashed once a run. Other values on a GPU are hashed when the text is made.
     """
     known = {} if known is None else known
     rows = [
-        [span.name, _dtype_name(span.values.dtype), span.numel, span.start, span.values.numel(), _hash_of(span, known)]
+        [span.name, _dtype_name(span.values.dtype), span.numel, span.start, span.values.numel(), _hash_or_values(span, known)]
         for span in spans
         if span.values.numel() or not span.numel
     ]  # fmt: skip
-    return json.dumps({"format": FORMAT, "hash": "xxh3-128", "spans": rows}, separators=(",", ":")) + "\n"
+    return Derived(rows, _text_of)
 
 
-def _hash_of(span: LiveSpan, known: dict[tuple[str, int, int], str]) -> str:
+def _text_of(rows: list[list[Any]]) -> str:
+    hashed = [[*row[:-1], row[-1] if isinstance(row[-1], str) else hash_values(row[-1])] for row in rows]
+    return json.dumps({"format": FORMAT, "hash": "xxh3-128", "spans": hashed}, separators=(",", ":")) + "\n"
+
+
+def _hash_or_values(span: LiveSpan, known: dict[tuple[str, int, int], str]) -> str | torch.Tensor:
     if not span.is_constant:
-        return hash_values(span.values)
+        return span.values if _can_wait(span.values) else hash_values(span.values)
     key = (span.name, span.start, span.values.numel())
     if key not in known:
         known[key] = hash_values(span.values)
     return known[key]
 
 
+def _can_wait(values: torch.Tensor) -> bool:
+    """Whether a save copies `values` to the host in any case, as it does with what trains on a GPU."""
+    return values.is_cuda
+
+
 def write_sums(folder: Path, rank: int, spans: Iterable[LiveSpan]) -> None:
     """Hash what this rank holds and write it into `folder`. Every rank calls it; no collective."""
-    write_atomically(folder / sums_name(rank), sums_text(spans))
+    sums = sums_of(spans)
+    write_atomically(folder / sums_name(rank), sums.text(sums.tensors))
 
 
 def hash_values(values: torch.Tensor) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from cadtrain.checkpoint.shard_writer import ShardSink
-from cadtrain.checkpoint.weight_sums import sums_name, sums_text
+from cadtrain.checkpoint.weight_sums import sums_name, sums_of
 from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import all_agree, first_verdict
@@ -276,7 +276,7 @@ class DeepSpeedEngine:
         layout = Layout(self._engine.optimizer, self._stage, self._engine.global_rank)
         trained = [parameter for rows in self._trainable.values() for parameter in rows]
         spans = live_spans(self.model, layout, trained)
-        sink(folder / sums_name(layout.rank), sums_text(spans, self._constant_hashes))
+        sink(folder / sums_name(layout.rank), sums_of(spans, self._constant_hashes))
 
     def load(self, folder: Path) -> None:
         try:

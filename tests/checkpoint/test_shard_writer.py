@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from cadtrain.checkpoint import shard_writer
 from cadtrain.checkpoint.manifest import hash_file
-from cadtrain.checkpoint.shard_writer import HostPool, ShardWriter, write_shard
+from cadtrain.checkpoint.shard_writer import Derived, HostPool, ShardWriter, write_shard
 from cadtrain.errors import CheckpointError
 
 
@@ -28,7 +29,7 @@ def test_the_record_is_that_of_the_file(tmp_path: Path) -> None:
 
 def test_a_copy_is_equal_shares_storages_and_stays_as_it_was() -> None:
     original = content()
-    copied = HostPool().copy(original, "shard")
+    copied = HostPool().begin().copy(original, "shard")
     torch.testing.assert_close(copied, content())
     assert copied["a"].untyped_storage().data_ptr() == copied["tied"].untyped_storage().data_ptr()
     assert copied["part"].untyped_storage().data_ptr() == copied["a"].untyped_storage().data_ptr()
@@ -39,11 +40,36 @@ def test_a_copy_is_equal_shares_storages_and_stays_as_it_was() -> None:
 
 def test_the_buffers_are_used_again() -> None:
     pool = HostPool()
-    first = pool.copy(content(), "shard")["a"].data_ptr()
-    assert pool.copy(content(), "shard")["a"].data_ptr() == first
-    assert pool.copy(content(), "other")["a"].data_ptr() != first
+    first = pool.begin().copy(content(), "shard")["a"].data_ptr()
+    assert pool.begin().copy(content(), "shard")["a"].data_ptr() == first
+    assert pool.begin().copy(content(), "other")["a"].data_ptr() != first
     grown = {**content(), "a": torch.zeros(100)}
-    torch.testing.assert_close(pool.copy(grown, "shard"), grown)
+    torch.testing.assert_close(pool.begin().copy(grown, "shard"), grown)
+
+
+@pytest.mark.parametrize("outlives", [True, False])
+def test_a_storage_that_outlives_its_shard_is_copied_once_a_save(
+    outlives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writer, "_outlives_its_shard", lambda storage: outlives)
+    copies, weight = HostPool().begin(), torch.arange(6.0)
+    first, second = (copies.copy([weight[start:]], name)[0] for start, name in ((0, "shard"), (2, "other")))
+    copies.finish()
+    assert (first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()) == outlives
+    weight.zero_()
+    assert torch.equal(second, torch.arange(2.0, 6.0))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_derived_text_is_made_of_what_was_taken(behind: bool, tmp_path: Path) -> None:
+    writer, weight = ShardWriter(tmp_path, HostPool() if behind else None), torch.arange(3.0)
+    writer.take(tmp_path / "sums.json", Derived([weight], lambda tensors: str(tensors[0].tolist())))
+    weight.zero_()
+    if behind:
+        writer.start()
+        writer.join()
+    writer.read_back()
+    assert (tmp_path / "sums.json").read_text() == "[0.0, 1.0, 2.0]"
 
 
 def test_what_is_written_behind_is_what_was_taken(tmp_path: Path) -> None:

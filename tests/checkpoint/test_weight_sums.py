@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cadtrain.checkpoint.weight_sums import LiveSpan, RunningCheck, hash_values, read_sums, write_sums
+from cadtrain.checkpoint import weight_sums
+from cadtrain.checkpoint.weight_sums import LiveSpan, RunningCheck, hash_values, read_sums, sums_of, write_sums
 from cadtrain.errors import CheckpointError
 
 WEIGHT = torch.randn(1001, generator=torch.Generator().manual_seed(0))
@@ -106,3 +107,13 @@ def test_what_is_no_file_of_hashes(tmp_path: Path, content: str, message: str) -
     (tmp_path / "zero_pp_rank_0_weight_sums.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         read_sums(tmp_path)
+
+
+def test_values_on_a_gpu_are_hashed_when_the_file_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = [LiveSpan("w", 4, 0, torch.arange(4.0)), LiveSpan("frozen", 2, 0, torch.ones(2), is_constant=True)]
+    at_once = sums_of(spans)
+    monkeypatch.setattr(weight_sums, "_can_wait", lambda values: True)
+    later = sums_of(spans)
+    assert [isinstance(row[-1], str) for row in at_once.tensors] == [True, True]
+    assert [isinstance(row[-1], str) for row in later.tensors] == [False, True], "what is constant is hashed once a run"
+    assert later.text(later.tensors) == at_once.text(at_once.tensors)
