@@ -132,6 +132,9 @@ class ModelConfig(Section):
     """Hidden width of the two-layer projectors from encoder to language model."""
     recompute: Literal["none", "full"] = "full"
     """Gradient checkpointing: `full` recomputes every decoder layer in the backward pass."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """`auto`: fused norms, gated MLPs and rotary embeddings where CUDA and the `gpu` extra are there, adapters that add in place, and a
+    loss that never holds all logits. `plain` runs the libraries' own modules, to compare."""
 
 
 class SynthConfig(Section):

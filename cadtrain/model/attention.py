@@ -102,26 +102,21 @@ def _has_dropout(dropout: float) -> bool:
 
 @functools.cache
 def _varlen_kernel() -> tuple[Any, bool]:
-    """torch's variable-length attention, and whether it shares key heads among query heads by itself (later releases do)."""
+    """torch's variable-length attention, and whether it wants to be told of grouped query heads.
+
+    The kernel itself has always served several query heads by one key head; later releases ask for `enable_gqa`.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-def kernel_shares_heads() -> bool:
-    """Whether the variable-length kernel of the installed torch serves grouped query heads without copies of the keys."""
-    return _varlen_kernel()[1]
-
-
 def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, scale: float
 ) -> torch.Tensor:
-    varlen_attn, shares_heads = _varlen_kernel()
+    varlen_attn, asks = _varlen_kernel()
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # [T, H or K, E]
-    groups = query.shape[1] // key.shape[1]
-    options: dict[str, Any] = {"enable_gqa": groups > 1} if shares_heads else {}
-    if not shares_heads and groups > 1:
-        rows[1:] = [states.repeat_interleave(groups, dim=1) for states in rows[1:]]
+    options: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if asks else {}
     out = varlen_attn(
         *rows, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0), **options
     )

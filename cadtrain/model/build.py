@@ -21,6 +21,7 @@ from cadtrain.model.encoders.pretrained import (
     dinov2_config,
     point_arguments,
 )
+from cadtrain.model.kernels import fuse
 from cadtrain.model.language import (
     add_lora,
     build_language_model,
@@ -28,6 +29,8 @@ from cadtrain.model.language import (
     language_config,
     load_language_model,
 )
+from cadtrain.model.lora import add_in_place
+from cadtrain.model.loss import prepare_head
 from cadtrain.model.pretrained import fill_from_files
 from cadtrain.model.tokenizer import first_added_id, knows_vocabulary
 from cadtrain.model.vocabulary import add_rows, start_new_rows
@@ -82,6 +85,10 @@ def build_model(
                 add_rows(model.language, first)
         initialize_weights(model, seed=seed, sharding=sharding, loaded=loaded)
         restore_rotary(model)
+    if config.kernels == "auto":
+        fuse(model.language)
+        add_in_place(model.language.base_model.layers)
+        prepare_head(model.language.get_output_embeddings())
     if config.recompute == "full":
         enable_recompute(model.language)
     return model.train()

@@ -24,7 +24,7 @@ from cadtrain.model.encoders.image import ImageEncoder
 from cadtrain.model.encoders.point import PointEncoder
 from cadtrain.model.fusion import scatter_features
 from cadtrain.model.language import build_language_model
-from cadtrain.model.loss import IGNORED, cross_entropy_sum
+from cadtrain.model.loss import IGNORED, head_loss
 from cadtrain.model.projector import Projector
 
 
@@ -138,8 +138,7 @@ class CadMllm(PreTrainedModel):
             return CadMllmOutput(logits=head(hidden))
         if target_positions is None:
             target_positions = (labels != IGNORED).nonzero().squeeze(1)
-        logits = head(hidden.index_select(0, target_positions))  # [K, vocabulary]
-        loss_sum = cross_entropy_sum(logits, labels.index_select(0, target_positions))
+        loss_sum = head_loss(head, hidden.index_select(0, target_positions), labels.index_select(0, target_positions))
         return CadMllmOutput(loss_sum=loss_sum, num_targets=target_positions.shape[0])
 
     def embed(

@@ -3,9 +3,10 @@
 Legend: T tokens of the pack, K targets, S sequences, V views, C clouds, P points, H query heads, E head width.
 
 Meta tensors have shapes and no values, so the real modules, adapters and loss run at any size in milliseconds, and
-every tensor that autograd keeps is seen: there is no second description of the model that could disagree with it. Two
+every tensor that autograd keeps is seen: there is no second description of the model that could disagree with it. Three
 things differ by device and are stood in for: fused attention kernels (their saved tensors: query, key, value, output, and
-the fp32 log-sum-exp of each row; Source: Dao, arXiv 2307.08691) and the mask of dropout, one byte an element on CUDA.
+the fp32 log-sum-exp of each row; Source: Dao, arXiv 2307.08691), the operations of `model.kernels`, and the mask of
+dropout, one byte an element on CUDA.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from transformers import AttentionInterface
 
 from cadtrain.cad.codec import added_vocabulary
 from cadtrain.config.sections import ModelConfig
-from cadtrain.model.attention import NAME, kernel_shares_heads
+from cadtrain.model.attention import NAME
 from cadtrain.model.build import build_model
 from cadtrain.model.cad_mllm import CadMllm
+from cadtrain.model.kernels import FusedOps, installed, standing_in
 from cadtrain.model.language import disable_recompute, enable_recompute
 from cadtrain.model.tokenizer import build_tokenizer
 
@@ -99,19 +101,26 @@ def trace_footprint(
     *,
     recompute: bool,
     kernels: Kernels = "cuda",
-    shares_heads: bool | None = None,
+    shares_heads: bool = True,
+    fused: bool | None = None,
     learning: Callable[[str], bool] = lambda name: True,
 ) -> Footprint:
     """Run one pack of `shape` through `model`, which is on the meta device, forward and backward.
 
     `recompute` overrides what the model was built with. `learning(parameter name)` says which of the trainable parameters
-    learn in the stage. `shares_heads`: whether the attention kernel serves several query heads by one key head itself;
-    None asks the installed torch. A stack of equal decoder layers is traced at `MEASURED_LAYERS` and continued.
+    learn in the stage. `shares_heads`: whether the attention kernel serves several query heads by one key head itself.
+    `fused`: whether liger-kernel will serve a model built for it; None asks this machine, and
+    takes it as given where no GPU is. A stack of equal decoder layers is traced at `MEASURED_LAYERS` and continued.
     """
     layers = model.language.base_model.layers
     full = len(layers)
-    shares = kernel_shares_heads() if shares_heads is None else shares_heads
-    with _prepared(model, recompute=recompute, kernels=kernels, shares_heads=shares, learning=learning):
+    is_fused = (installed() or not torch.cuda.is_available()) if fused is None else fused
+    with ExitStack() as stack:
+        stack.enter_context(
+            _prepared(model, recompute=recompute, kernels=kernels, shares_heads=shares_heads, learning=learning)
+        )
+        if kernels == "cuda" and is_fused:
+            stack.enter_context(standing_in(_FUSED))
         if full <= MEASURED_LAYERS[-1] or not _layers_are_equal(layers):
             return _trace(model, shape, kernels)
         found = []
@@ -374,3 +383,41 @@ class _FusedAttention(torch.autograd.Function):
         result = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
         del workspace
         return result
+
+
+class _NormStandIn(torch.autograd.Function):
+    """Liger's norm keeps its input and one fp32 number a row, and its gradient takes over the memory of the one behind it."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        ctx.save_for_backward(states, weight, states.new_empty(states.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(states)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        _, weight, _ = ctx.saved_tensors
+        return grad_outputs[0], torch.empty_like(weight) if ctx.needs_input_grad[1] else None, None
+
+
+class _GateStandIn(torch.autograd.Function):
+    """Liger's gated product keeps both its inputs and writes their gradients over them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.empty_like(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        gate, up = ctx.saved_tensors
+        return gate, up
+
+
+def _rotary_stand_in(
+    query: torch.Tensor, key: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Liger's rotary embedding turns both in place."""
+    return query.view_as(query), key.view_as(key)
+
+
+_FUSED = FusedOps(_NormStandIn.apply, _GateStandIn.apply, _rotary_stand_in)

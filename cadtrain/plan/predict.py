@@ -94,7 +94,7 @@ class RunPlan:
 
 
 def model_facts(
-    config: RunConfig, recompute: Sequence[Recompute] = ("none", "full"), *, shares_heads: bool | None = None
+    config: RunConfig, recompute: Sequence[Recompute] = ("none", "full"), *, shares_heads: bool = True
 ) -> ModelFacts:
     """Build `config`'s model on the meta device and trace its stages; loads torch. Raises `ConfigError` for a wrong model.
 

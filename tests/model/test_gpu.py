@@ -12,6 +12,8 @@ from torch import nn
 
 from cadtrain.model import CadMllm, build_model, build_tokenizer
 from cadtrain.model.attention import packed_attention
+from cadtrain.model.kernels import installed
+from cadtrain.model.loss import linear_cross_entropy_sum
 from tests.model.tiny import model_config, pack, sample
 
 pytestmark = pytest.mark.gpu
@@ -95,3 +97,67 @@ def test_bf16_model_agrees_with_fp32() -> None:
     for name in names:
         found, expected = half.get_parameter(name).grad, exact.get_parameter(name).grad
         assert (found.float() - expected).norm() <= 0.1 * expected.norm(), name
+
+
+def _pair(samples: list[dict[str, Any]], **options: Any) -> tuple[CadMllm, CadMllm, dict[str, Any]]:
+    """The same bf16 model with fused kernels and without, and a pack."""
+    fused, plain = _model(torch.bfloat16, **options), _model(torch.bfloat16, kernels="plain", **options)
+    return fused, plain, _on_device(pack(samples))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("language", ["qwen3", "llama"])
+def test_fused_kernels_agree_with_plain_modules(language: str, lora: bool, recompute: str) -> None:
+    assert installed(), "the `gpu` extra is needed here: pip install liger-kernel"
+    options: dict[str, Any] = {"language": language, "lora": lora, "recompute": recompute}
+    fused, plain, batch = _pair([sample(40, 1), sample(60, 2, image=True), sample(33, 3, point=True)], **options)
+    exact = _model(torch.float32, kernels="plain", **options)
+    for target, source in zip(exact.parameters(), fused.parameters(), strict=True):
+        target.data.copy_(source.data)
+    losses = [model(**batch).loss_sum for model in (fused, plain, exact)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[2], rtol=2e-2, atol=0)
+    for (name, found), (_, other), (_, expected) in zip(
+        fused.named_parameters(), plain.named_parameters(), exact.named_parameters(), strict=True
+    ):
+        if expected.grad is None or not expected.grad.any():
+            continue
+        # bf16's own distance from fp32 is the measure: the fused pass may not be much farther away than the plain one.
+        size = expected.grad.norm()
+        ours, theirs = (found.grad.float() - expected.grad).norm() / size, (other.grad.float() - expected.grad).norm() / size
+        assert ours <= 1.5 * theirs + 0.02, name
+
+
+def test_fifty_steps_with_fused_kernels_have_the_plain_losses() -> None:
+    fused, plain, batch = _pair([sample(40, 1), sample(60, 2, image=True), sample(33, 3, point=True)])
+    losses: list[list[float]] = []
+    for model in (fused, plain):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses.append([])
+        for _ in range(50):
+            loss = model(**batch).loss_sum / 60
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < 0.7 * losses[0][0]
+    for step, (left, right) in enumerate(zip(*losses, strict=True)):
+        assert abs(left - right) <= 0.03 * losses[1][0], step
+
+
+def test_the_loss_over_hidden_states_in_bf16_agrees_with_fp32() -> None:
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    hidden = torch.randn(5000, 512, generator=generator, device="cuda").bfloat16().requires_grad_()
+    weight = (torch.randn(151_936, 512, generator=generator, device="cuda") / 20).bfloat16().requires_grad_()
+    targets = torch.randint(0, 151_936, (5000,), generator=generator, device="cuda")
+    loss = linear_cross_entropy_sum(hidden, weight, targets)
+    exact_inputs = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    exact = nn.functional.cross_entropy(exact_inputs[0] @ exact_inputs[1].T, targets, reduction="sum")
+    torch.testing.assert_close(loss, exact, rtol=1e-3, atol=0)
+    found = torch.autograd.grad(loss / 5000, (hidden, weight))
+    expected = torch.autograd.grad(exact / 5000, exact_inputs)
+    for left, right in zip(found, expected, strict=True):
+        assert (left.float() - right).norm() <= 2e-2 * right.norm()
+
