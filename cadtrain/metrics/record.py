@@ -40,7 +40,9 @@ class StepRecord:
     data_wait_seconds: float
     micro_steps: int
     memory_gib: float | None
-    """Peak device memory on rank 0 since the last record; null on CPU."""
+    """Peak of what torch's allocator handed out on rank 0's device since the last record; null on CPU."""
+    memory_reserved_gib: float | None
+    """The same with what the allocator held in reserve; null on CPU."""
     skipped_steps: int
     """Steps so far whose gradient was not finite and that left the weights alone."""
 

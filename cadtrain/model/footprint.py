@@ -232,6 +232,10 @@ class Ledger(TorchDispatchMode):
         """Bytes held now, by part."""
         return {part: count for part, count in self._held.items() if count}
 
+    def reset_peak(self) -> None:
+        """Let `peak` begin anew with what is held now."""
+        self._most, self.peak = self._total, self.held()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -7,7 +7,7 @@ activations and counts are those of the real modules. Legend: T tokens of a pack
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cadtrain.plan.memory import (
     STAGES,
@@ -21,7 +21,7 @@ from cadtrain.plan.memory import (
 from cadtrain.plan.rates import GpuKind, gpu_named, pack_seconds, step_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cadtrain.config.sections import RunConfig, StageConfig
     from cadtrain.model.cad_mllm import CadMllm
@@ -111,7 +111,7 @@ def model_facts(
         for stage in config.curriculum:
             shape = pack_shape(config, stage, model)
             traced = trace_footprint(
-                model, shape, recompute=kind == "full", shares_heads=shares_heads, learning=_learning(stage)
+                model, shape, recompute=kind == "full", shares_heads=shares_heads, learning=learning_in(stage)
             )
             found.append(traced.peak)
         peaks[kind] = max(found, key=lambda parts: sum(parts.values()))
@@ -133,7 +133,7 @@ def pack_shape(config: RunConfig, stage: StageConfig, model: CadMllm) -> PackSha
     )  # fmt: skip
 
 
-def _learning(stage: StageConfig) -> Any:
+def learning_in(stage: StageConfig) -> Callable[[str], bool]:
     """Which parameters learn in `stage` (as `train.schedule` has it)."""
     from cadtrain.model.components import component_of
 

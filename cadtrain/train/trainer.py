@@ -209,9 +209,10 @@ class Trainer:
     def _record(self, outcome: StepOutcome, plan: StepPlan, seconds: float, waited: float) -> StepRecord:
         state, parts = self.state, self.parts
         rates = parts.schedule.rates(state.step - 1)
-        memory = None
+        memory = reserved = None
         if parts.engine.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**30
+            reserved = torch.cuda.max_memory_reserved() / 2**30
             torch.cuda.reset_peak_memory_stats()
         return StepRecord(
             step=state.step,
@@ -230,6 +231,7 @@ class Trainer:
             data_wait_seconds=waited,
             micro_steps=len(plan.packs),
             memory_gib=memory,
+            memory_reserved_gib=reserved,
             skipped_steps=state.skipped_steps,
         )
 

@@ -242,7 +242,7 @@ def test_metrics_are_complete(tmp_path: Path) -> None:
         assert record.seconds > 0
         assert record.tokens_per_second == pytest.approx(record.tokens / record.seconds)
         assert 0 <= record.data_wait_seconds <= record.seconds
-        assert record.memory_gib is None
+        assert record.memory_gib is record.memory_reserved_gib is None
         assert record.skipped_steps == 0
     last = run.sink.steps[-1]
     assert last.elapsed_seconds == pytest.approx(sum(record.seconds for record in run.sink.steps)) == pytest.approx(state.elapsed_seconds)

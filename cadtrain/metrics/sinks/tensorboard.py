@@ -29,7 +29,8 @@ class TensorBoardSink(NullSink):
     def step(self, record: StepRecord) -> None:
         """Write the step's scalars."""
         values = {"loss": record.loss, "grad_norm": record.grad_norm, "tokens_per_second": record.tokens_per_second,
-                  "data_wait_seconds": record.data_wait_seconds, "memory_gib": record.memory_gib}  # fmt: skip
+                  "data_wait_seconds": record.data_wait_seconds, "memory_gib": record.memory_gib,
+                  "memory_reserved_gib": record.memory_reserved_gib}  # fmt: skip
         for key, value in values.items():
             if value is not None:
                 self._writer.add_scalar(f"train/{key}", value, record.step)
