@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cadtrain.cli import bench_options as measuring
 from cadtrain.cli import launch_options as options
 from cadtrain.cli.options import (
     ConfigArgument,
@@ -20,9 +22,11 @@ from cadtrain.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from cadtrain.config.measure import MeasureRequest
     from cadtrain.config.sections import RunConfig
     from cadtrain.launch.hang import HangLimit
-    from cadtrain.launch.planning import LaunchPlan
+    from cadtrain.launch.planning import LaunchPlan, LaunchRequest
+    from cadtrain.launch.restart import RestartPolicy
     from cadtrain.launch.supervise import LaunchOutcome
 
 
@@ -46,6 +50,13 @@ def launch(
     sbatch: options.Sbatch = False,
     preflight: options.Preflight = True,
     dry_run: options.DryRun = False,
+    bench: measuring.Bench = None,
+    bench_warmup: measuring.BenchWarmup = 3,
+    bench_stage: measuring.BenchStage = None,
+    bench_tokens: measuring.BenchTokens = None,
+    profile: measuring.Profile = False,
+    profile_steps: measuring.ProfileSteps = 3,
+    profile_ranks: measuring.ProfileRanksOption = measuring.ProfileRanks.FIRST,
     as_json: JsonOption = False,
 ) -> None:
     """Plan a run, start its ranks through the DeepSpeed launcher, and look after them.
@@ -63,17 +74,20 @@ def launch(
 
       cadtrain launch my_run.yaml --hostfile hosts --run-dir /shared/my_run
 
+      cadtrain launch my_run.yaml --gpus 8 --bench 20 --json
+
       cadtrain launch my_run.yaml --nodes 2 --gpus 4 --time-limit 12h --run-dir /shared/my_run --sbatch > job.sh
     """
     from cadtrain.cli.hosts import JobWishes, choose_hosts, print_sbatch
     from cadtrain.launch.devices import parse_gpus
     from cadtrain.launch.planning import LaunchRequest, plan_launch
     from cadtrain.launch.restart import RestartPolicy
-    from cadtrain.launch.start import start
-    from cadtrain.ui.console import err, print_json
-    from cadtrain.ui.launch import plan_table
 
+    measured = measuring.measure_request(
+        bench, bench_warmup, bench_stage, bench_tokens, profile, profile_steps, profile_ranks, resume=resume
+    )
     if sbatch:
+        measuring.refuse_with(measured, "--sbatch")
         job = JobWishes(run_dir, nodes, gpus, time_limit, hostfile, zero, offload, max_restarts, hang_timeout)
         print_sbatch(config, as_overrides(overrides, init_from=init_from, start_stage=start_stage), job)
         return
@@ -84,23 +98,66 @@ def launch(
         overrides=settings, run_dir=run_dir, resume=resume, hosts=hosts, shell=shell, port=port,
     )  # fmt: skip
     hang = hang_limit(hang_timeout)
+    if measured is not None:
+        _measure(request, measured, hang, preflight=preflight, dry_run=dry_run, as_json=as_json)
+        return
     plan = plan_launch(request)
     if dry_run:
         _show_dry_run(plan, as_json=as_json)
         return
-    err().print(plan_table(plan))
-    if preflight:
-        look_first(plan)
-    make_demo_parts(plan.config)
-    outcome = start(
-        plan, announce=lambda text: err().print(text, markup=False), hang=hang, restarts=RestartPolicy(max_restarts),
-        stdout=2 if as_json else None,
-    )  # fmt: skip
-    _show_outcome(plan, outcome)
+    outcome = _start(plan, hang, RestartPolicy(max_restarts), preflight=preflight, as_json=as_json)
     if as_json:
+        from cadtrain.ui.console import print_json
+
         print_json(_outcome_json(plan, outcome))
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _measure(
+    request: LaunchRequest, measured: MeasureRequest, hang: HangLimit, *, preflight: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Launch ranks that measure, and show what they found."""
+    from cadtrain.launch.planning import WORKER, plan_launch
+    from cadtrain.launch.restart import RestartPolicy
+    from cadtrain.ui.console import print_json
+
+    with measuring.run_dir_for(request.run_dir, measured) as folder:
+        request = replace(request, run_dir=folder, overrides=(*request.overrides, *measured.overrides()))
+        plan = plan_launch(request, worker=(*WORKER, *measured.argv()))
+        measured.stage_index(plan.config)
+        if dry_run:
+            _show_dry_run(plan, as_json=as_json)
+            return
+        outcome = _start(
+            plan, hang, RestartPolicy(0), preflight=preflight, as_json=as_json, needs_parts=measured.rows is None
+        )
+        if outcome.exit_code:
+            if as_json:
+                print_json(_outcome_json(plan, outcome))
+            raise typer.Exit(outcome.exit_code)
+        measuring.show_results(plan.run_dir, measured, as_json=as_json)
+
+
+def _start(
+    plan: LaunchPlan, hang: HangLimit, restarts: RestartPolicy, *, preflight: bool, as_json: bool, needs_parts: bool = True
+) -> LaunchOutcome:
+    """Start the plan and look after it, with words on stderr."""
+    from cadtrain.launch.start import start
+    from cadtrain.ui.console import err
+    from cadtrain.ui.launch import plan_table
+
+    err().print(plan_table(plan))
+    if preflight:
+        look_first(plan)
+    if needs_parts:
+        make_demo_parts(plan.config)
+    outcome = start(
+        plan, announce=lambda text: err().print(text, markup=False), hang=hang, restarts=restarts,
+        stdout=2 if as_json else None,
+    )  # fmt: skip
+    _show_outcome(plan, outcome)
+    return outcome
 
 
 def look_first(plan: LaunchPlan) -> None:

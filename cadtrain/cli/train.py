@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cadtrain.cli import bench_options as measuring
 from cadtrain.cli.options import (
     ConfigArgument,
     InitFromOption,
+    JsonOption,
     ResumeOption,
     RunDirOption,
     SetOption,
@@ -20,6 +22,7 @@ from cadtrain.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from cadtrain.config.measure import MeasureRequest
     from cadtrain.config.sections import RunConfig
     from cadtrain.heartbeat import Heartbeat
 
@@ -35,6 +38,14 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show every effective value and where it came from; train nothing.")
     ] = False,
+    bench: measuring.Bench = None,
+    bench_warmup: measuring.BenchWarmup = 3,
+    bench_stage: measuring.BenchStage = None,
+    bench_tokens: measuring.BenchTokens = None,
+    profile: measuring.Profile = False,
+    profile_steps: measuring.ProfileSteps = 3,
+    profile_ranks: measuring.ProfileRanksOption = measuring.ProfileRanks.FIRST,
+    as_json: JsonOption = False,
 ) -> None:
     """Train in this process. Under `cadtrain launch` this is what every rank runs.
 
@@ -45,8 +56,11 @@ def train(
       cadtrain train configs/demo.yaml --set curriculum.0.duration=20 --run-dir runs/short
 
       cadtrain train --run-dir runs/short --resume
+
+      cadtrain train configs/demo.yaml --bench 10 --json
     """
     from cadtrain.distributed import Place
+    from cadtrain.errors import UsageError
 
     settings = as_overrides(overrides, time_limit=time_limit, init_from=init_from, start_stage=start_stage)
     if print_config:
@@ -56,14 +70,27 @@ def train(
 
         print_text(annotated_yaml(load_run_config(config, settings)))
         return
+    request = measuring.measure_request(
+        bench, bench_warmup, bench_stage, bench_tokens, profile, profile_steps, profile_ranks, resume=resume, as_json=as_json
+    )
     place = Place.from_environment()
     if "CADTRAIN_LAUNCH_ID" in os.environ:
-        _train_rank(run_dir, place.rank, resume=resume)
+        _train_rank(run_dir, place.rank, resume=resume, request=request)
+    elif place.world_size > 1:
+        raise UsageError(
+            "WORLD_SIZE is more than 1, but this is no rank of `cadtrain launch`.",
+            hint="Start several ranks with `cadtrain launch --gpus N`.",
+        )
+    elif request is None:
+        _train_alone(config, settings, run_dir, resume=resume)
     else:
-        _train_alone(config, settings, run_dir, resume=resume, is_distributed=place.world_size > 1)
+        settings = (*settings, *request.overrides())
+        with measuring.run_dir_for(run_dir, request) as folder:
+            found = _train_alone(config, settings, folder, resume=False, request=request)
+            measuring.show_results(found, request, as_json=as_json)
 
 
-def _train_rank(run_dir: Path | None, rank: int, *, resume: bool) -> None:
+def _train_rank(run_dir: Path | None, rank: int, *, resume: bool, request: MeasureRequest | None) -> None:
     """A rank that `launch` started: the run folder holds the configuration, and the launcher outlives the rank."""
     from cadtrain.config.load import load_run_config
     from cadtrain.errors import UsageError
@@ -84,40 +111,40 @@ def _train_rank(run_dir: Path | None, rank: int, *, resume: bool) -> None:
     except BaseException as error:
         write_failure(run_dir, rank, error)
         _end_rank(error)
-    _run(config, run_dir, rank, resume=resume, is_launched=True, heartbeat=heartbeat)
+    _run(config, run_dir, rank, resume=resume, is_launched=True, heartbeat=heartbeat, request=request)
 
 
 def _train_alone(
-    config: str | None, overrides: tuple[str, ...], run_dir: Path | None, *, resume: bool, is_distributed: bool
-) -> None:
-    """One process that plans for itself, as `launch --gpus 1` would."""
+    config: str | None, overrides: tuple[str, ...], run_dir: Path | None, *, resume: bool,
+    request: MeasureRequest | None = None,
+) -> Path:  # fmt: skip
+    """One process that plans for itself, as `launch --gpus 1` would; the run folder."""
     from cadtrain.cli.launch import make_demo_parts
     from cadtrain.config.load import to_yaml
-    from cadtrain.errors import UsageError
     from cadtrain.launch.environment import environment_record
     from cadtrain.launch.folder import hold, prepare_run_dir
     from cadtrain.launch.planning import LaunchRequest, plan_launch
 
-    if is_distributed:
-        raise UsageError(
-            "WORLD_SIZE is more than 1, but this is no rank of `cadtrain launch`.",
-            hint="Start several ranks with `cadtrain launch --gpus N`.",
-        )
     plan = plan_launch(LaunchRequest(config=config, gpus=1, overrides=overrides, run_dir=run_dir, resume=resume))
+    if request is not None:
+        request.stage_index(plan.config)
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     with hold(plan.run_dir):
         os.environ.update(plan.environment)
-        make_demo_parts(plan.config)
+        if request is None or request.rows is None:
+            make_demo_parts(plan.config)
         prepare_run_dir(
             plan.run_dir, to_yaml(plan.config), environment_record(plan.devices, plan.argv, plan.environment)
         )
-        _run(plan.config, plan.run_dir, 0, resume=resume, is_launched=False)
+        _run(plan.config, plan.run_dir, 0, resume=resume, is_launched=False, request=request)
+    return plan.run_dir
 
 
 def _run(
-    config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launched: bool, heartbeat: Heartbeat | None = None
-) -> None:
-    """Run, and leave a record where it fails."""
+    config: RunConfig, run_dir: Path, rank: int, *, resume: bool, is_launched: bool, heartbeat: Heartbeat | None = None,
+    request: MeasureRequest | None = None,
+) -> None:  # fmt: skip
+    """Run or measure, and leave a record where it fails."""
     import logging
 
     from cadtrain.errors import TrainingError
@@ -137,7 +164,12 @@ def _run(
         logging.getLogger(__name__).info("this rank ends here", exc_info=error)
 
     try:
-        run(config, run_dir, resume=resume, console=console, on_failure=record, heartbeat=heartbeat)
+        if request is None:
+            run(config, run_dir, resume=resume, console=console, on_failure=record, heartbeat=heartbeat)
+        else:
+            from cadtrain.train.bench import measure
+
+            measure(config, run_dir, request, peak_of=measuring.peak_flops, on_failure=record, heartbeat=heartbeat)
     except BaseException as error:
         if not recorded:
             record(error)

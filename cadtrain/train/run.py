@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ from cadtrain.train.watched import WatchedEngine, tell_modules
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+ENDLESS = 1_000_000
+"""Steps of an epoch where there is no data: more than any stage has."""
+
 PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -77,44 +83,76 @@ def run(
     leaving the process group may wait for peers that wait for this rank, so a failed rank does not leave it in order.
     `heartbeat` gets this rank's signs of life.
     """
+    place = Place.from_environment()
+
+    def work(start: Start) -> TrainState:
+        sink = _sinks(config, run_dir, place, console)
+        start.at_end.callback(sink.close)
+        return _train(config, run_dir, start, sink, resume=resume)
+
+    return in_process_group(config, work, on_failure=on_failure, heartbeat=heartbeat or Heartbeat(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a rank has once it is in the process group."""
+
+    place: Place
+    device: torch.device
+    path: Path | None
+    """The prepared dataset; None where the work needs none."""
+    stop: StopRequest
+    heartbeat: Heartbeat
+    at_end: ExitStack
+    """Is closed when the work is over, well or not."""
+
+
+def in_process_group(
+    config: RunConfig, work: Callable[[Start], Result], *, on_failure: Callable[[BaseException], None], heartbeat: Heartbeat,
+    needs_data: bool = True,
+) -> Result:  # fmt: skip
+    """Join the process group, do `work`, leave the group. Every rank calls it. `on_failure` and `heartbeat` as in `run`."""
     # Parts are made before the process group is up: waiting for them must not run into a collective's time limit.
     place = Place.from_environment()
-    heartbeat = heartbeat or Heartbeat(None)
     heartbeat.phase("opening the data")
-    path = config.data.path or demo_dataset(config.data.synth)
-    with StopRequest() as stop:
+    path = (config.data.path or demo_dataset(config.data.synth)) if needs_data else None
+    with StopRequest() as stop, ExitStack() as at_end:
         heartbeat.phase("joining the process group")
         device = init_process_group()
-        sink = _sinks(config, run_dir, place, console)
         try:
-            state = _train(config, run_dir, path, place, device, sink, stop, heartbeat, resume=resume)
+            result = work(Start(place, device, path, stop, heartbeat, at_end))
         except BaseException as error:
             on_failure(error)
             if isinstance(error, Interrupted) or place.world_size == 1:
                 leave_process_group()
             raise
-        finally:
-            sink.close()
-        leave_process_group()
-        return state
+    leave_process_group()
+    return result
 
 
-def _train(
-    config: RunConfig,
-    run_dir: Path,
-    path: Path,
-    place: Place,
-    device: torch.device,
-    sink: MetricSink,
-    stop: StopRequest,
-    heartbeat: Heartbeat,
-    *,
-    resume: bool,
-) -> TrainState:
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The parts of a run that training and measuring share."""
+
+    feeds: Feeds | None
+    plan: BatchPlan
+    schedule: CurriculumSchedule
+    precision: Precision
+    codec: str
+    """Name and version."""
+    shapes: CadMllm
+    """The model on the meta device."""
+    model: CadMllm
+    engine: DeepSpeedEngine
+
+
+def assemble(config: RunConfig, start: Start) -> Assembled:
+    """Open the data and build model and engine. Collective. Without `start.path` there are no feeds."""
+    place, device, heartbeat = start.place, start.device, start.heartbeat
     heartbeat.phase("opening the data")
     precision = resolve_precision(config, device)
     tokenizer = build_tokenizer(config.model.language, added_vocabulary(config.data.codec))
-    feeds = open_feeds(config, path, tokenizer)
+    feeds = None if start.path is None else open_feeds(config, start.path, tokenizer)
     codec = get_codec(config.data.codec)
     build = partial(
         build_model, config.model, tokenizer=tokenizer, codec=codec.name, codec_version=codec.version, seed=config.seed
@@ -122,7 +160,8 @@ def _train(
     heartbeat.phase("building the model")
     with torch.device("meta"):
         shapes = build(dtype=PRECISIONS[precision], device="meta")
-    plan = plan_batches(config, world_size=place.world_size, num_samples=feeds.train.num_samples)
+    num_samples = feeds.train.num_samples if feeds else ENDLESS * config.batch.global_batch_size
+    plan = plan_batches(config, world_size=place.world_size, num_samples=num_samples)
     schedule = CurriculumSchedule(config.curriculum, plan)
     deepspeed_config = deepspeed_config_for(
         config, zero_stage=int(config.zero.stage), world_size=place.world_size, precision=precision,
@@ -130,16 +169,24 @@ def _train(
     ).to_dict()  # fmt: skip
     sharding = ZeroSharding(deepspeed_config) if config.zero.stage == 3 else None
     model = build(dtype=PRECISIONS[precision], device=device, sharding=sharding)
-    lines = describe(config, shapes, feeds, plan, precision, place)
     heartbeat.phase("starting the engine")
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
-    facts = {"zero_stage": config.zero.stage, "precision": precision, "offload": config.zero.offload_optimizer}
+    return Assembled(feeds, plan, schedule, precision, f"{codec.name} {codec.version}", shapes, model, engine)
+
+
+def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, resume: bool) -> TrainState:
+    place, stop, heartbeat = start.place, start.stop, start.heartbeat
+    made = assemble(config, start)
+    plan, engine, shapes, written = made.plan, made.engine, made.shapes, made.codec
+    assert made.feeds is not None
+    feeds = made.feeds
+    lines = describe(config, shapes, feeds, plan, made.precision, place)
+    facts = {"zero_stage": config.zero.stage, "precision": made.precision, "offload": config.zero.offload_optimizer}
     counts = {name: {"trainable": row.trainable, "frozen": row.frozen} for name, row in take_census(shapes).components.items()}
     store = open_store(config, run_dir, place, plan, engine, {**facts, "census": counts})
     store.clean_unfinished()
     barrier()
     heartbeat.phase("reading a checkpoint" if resume else "starting")
-    written = f"{codec.name} {codec.version}"
     layout = {"world_size": place.world_size, **facts}
     state, how = begin(config, plan, store, engine, place, layout, codec=written, resume=resume)
     order = order_of(config, feeds)
@@ -158,10 +205,10 @@ def _train(
         saved_bytes=engine.saved_bytes(),
         is_main=place.is_main,
     )
-    tell_modules(model, heartbeat)
+    tell_modules(made.model, heartbeat)
     watched = WatchedEngine(engine, heartbeat)
     parts = TrainerParts(
-        config=config, config_text=to_yaml(config), place=place, engine=watched, schedule=schedule, feed=feeds.train,
+        config=config, config_text=to_yaml(config), place=place, engine=watched, schedule=made.schedule, feed=feeds.train,
         validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
         on_step=watched.at_step, on_wait=heartbeat.phase,
     )  # fmt: skip
