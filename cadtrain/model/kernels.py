@@ -1,4 +1,4 @@
-"""Fused kernels for the language model's norms, gated MLPs and rotary embeddings: Liger's, where they can run.
+"""Fused kernels for the language model: Liger's for norms, gated MLPs and rotary embeddings, our own for the softmax of the loss.
 
 Legend: T tokens, D width, F width of the MLP, H query heads, K key heads, E head width.
 
@@ -58,6 +58,26 @@ def _liger() -> FusedOps | None:
         return out
 
     return FusedOps(rms_norm, LigerSiLUMulFunction.apply, LigerRopeFunction.apply)
+
+
+@functools.cache
+def _softmax_kernel() -> Callable[..., torch.Tensor] | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from cadtrain.model.softmax_kernel import cross_entropies_in_place
+
+    return cross_entropies_in_place
+
+
+def _softmax_stand_in(logits: torch.Tensor, targets: torch.Tensor, *, with_gradient: bool) -> torch.Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+
+
+def cross_entropies_for(logits: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+    """What gives the cross entropies of `logits` in one pass (`softmax_kernel`), None where torch's operations must."""
+    if logits.is_cuda:
+        return _softmax_kernel()
+    return _softmax_stand_in if logits.is_meta and _on_meta else None
 
 
 _on_meta: list[FusedOps] = []

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cadtrain.model.kernels import cross_entropies_for
+
 IGNORED = -100
 """The label of a position whose token is not learned."""
 
@@ -120,6 +122,9 @@ class _CrossEntropySum(torch.autograd.Function):
 
 def _loss_over_logits(logits: torch.Tensor, targets: torch.Tensor, *, with_gradient: bool) -> torch.Tensor:
     """The float32 sum of the cross entropies of logits [N, V]; `with_gradient` leaves their gradient in their place."""
+    fused = cross_entropies_for(logits)
+    if fused is not None:
+        return fused(logits, targets, with_gradient=with_gradient).sum()
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
     for start in range(0, logits.shape[0], rows):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from cadtrain.errors import UsageError
+from cadtrain.model import attention
 from cadtrain.model.attention import packed_attention
 
 LENGTHS = (5, 1, 9, 3)
@@ -81,3 +82,20 @@ def test_a_window_that_holds_every_sequence_changes_nothing() -> None:
     plain, _ = packed_attention(nn.Identity(), query, key, value, None, **_layout())
     windowed, _ = packed_attention(nn.Identity(), query, key, value, None, sliding_window=9, **_layout())
     assert torch.equal(plain, windowed)
+
+
+def test_a_pack_of_equal_sequences_may_be_a_batch_of_rows() -> None:
+    query, key, value = (states[:, :, :15] for states in _states(4, 2))
+    bounds = torch.tensor([0, 5, 10, 15], dtype=torch.int32)
+    expected, _ = packed_attention(nn.Identity(), query, key, value, None, scaling=0.25, cu_seqlens=bounds, max_seqlen=5)
+    torch.testing.assert_close(attention._rows(query, key, value, 5, 0.25), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_sequences", "longest", "expected"),
+    [(8192, 2, 4096, True), (8192, 8, 1024, True), (8192, 3, 4096, False), (400, 2, 200, False), (8191, 2, 4096, False)],
+)
+def test_only_sequences_of_one_round_length_are_rows(
+    num_tokens: int, num_sequences: int, longest: int, expected: bool
+) -> None:
+    assert attention._are_rows(num_tokens, num_sequences, longest) is expected

@@ -67,6 +67,28 @@ def test_half_precision_attention_agrees_with_exact(dtype: torch.dtype, key_head
         assert (left.float() - right).norm() <= 1e-2 * right.norm()
 
 
+def test_rows_of_one_length_agree_with_exact() -> None:
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    # As a model hands them over: heads behind tokens in memory.
+    states = [
+        torch.randn(1, 1536, heads, 64, generator=generator, device="cuda").bfloat16().transpose(1, 2).requires_grad_()
+        for heads in (8, 2, 2)
+    ]
+    exact_states = [tensor.detach().float().requires_grad_() for tensor in states]
+    layout: dict[str, Any] = {
+        "cu_seqlens": torch.tensor([0, 512, 1024, 1536], dtype=torch.int32, device="cuda"),
+        "max_seqlen": 512,
+    }
+    out, _ = packed_attention(nn.Identity(), *states, None, scaling=0.1, **layout)
+    exact, _ = packed_attention(nn.Identity(), *exact_states, None, scaling=0.1, **layout)
+    torch.testing.assert_close(out.float(), exact, rtol=2e-2, atol=2e-2)
+    upstream = torch.randn(exact.shape, generator=generator, device="cuda")
+    found = torch.autograd.grad((out.float() * upstream).sum(), states)
+    expected = torch.autograd.grad((exact * upstream).sum(), exact_states)
+    for left, right in zip(found, expected, strict=True):
+        assert (left.float() - right).norm() <= 1e-2 * right.norm()
+
+
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_step_never_waits_for_the_device(recompute: str, lora: bool) -> None:
