@@ -57,6 +57,8 @@ class Timeline:
     events: tuple[Event, ...]
     ranges: Mapping[Any, Sequence[tuple[float, float, str]]] = field(default_factory=dict)
     """Of each thread: start, end and name without prefix."""
+    is_device: bool = False
+    """Whether the events are a GPU's own."""
 
     def times(self, kind: Kind) -> list[Interval]:
         """When something of `kind` ran."""
@@ -78,7 +80,8 @@ def timeline_of(rows: Iterable[Mapping[str, Any]]) -> Timeline:
         if row.get("cat") == "user_annotation" and row["name"].startswith(PREFIX):
             ranges[row["tid"]].append((row["ts"], row["ts"] + row["dur"], row["name"].removeprefix(PREFIX)))
     has_device = any(row.get("cat") in _DEVICE_KINDS for row in complete)
-    return Timeline(tuple(_device_events(complete) if has_device else _host_events(complete)), dict(ranges))
+    events = _device_events(complete) if has_device else _host_events(complete)
+    return Timeline(tuple(events), dict(ranges), has_device)
 
 
 def _device_events(rows: Sequence[Mapping[str, Any]]) -> list[Event]:
@@ -131,6 +134,8 @@ class CommunicationTimes:
     exposed: float
     """While nothing computed."""
     kinds: Mapping[str, float]
+    is_device: bool
+    """Whether a GPU's own timeline was read."""
 
 
 def communication_times(timeline: Timeline) -> CommunicationTimes:
@@ -144,6 +149,7 @@ def communication_times(timeline: Timeline) -> CommunicationTimes:
         length(ran),
         length(subtract(ran, timeline.times("compute"))),
         {name: length(union(times)) for name, times in sorted(kinds.items())},
+        timeline.is_device,
     )
 
 
@@ -151,6 +157,8 @@ def communication_times(timeline: Timeline) -> CommunicationTimes:
 class StepProfile:
     """Where a step goes, in milliseconds of a step; `parts`, `communication`, `copies`, `data_wait` and `gaps` add up to `step`."""
 
+    is_device: bool
+    """Whether a GPU's own timeline was read; without one, operators on the host stand for kernels."""
     steps: int
     step: float
     parts: Mapping[str, float]
@@ -172,7 +180,7 @@ class StepProfile:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "steps": self.steps, "step_ms": self.step, "parts_ms": dict(self.parts), "exposed_communication_ms": self.communication,
+            "is_device": self.is_device, "steps": self.steps, "step_ms": self.step, "parts_ms": dict(self.parts), "exposed_communication_ms": self.communication,
             "overlapped_communication_ms": self.overlapped_communication, "exposed_copies_ms": self.copies,
             "data_wait_ms": self.data_wait, "gaps_ms": dict(self.gaps), "collectives_ms": dict(self.collectives),
             "kernels": [{"name": name, "ms": ms, "calls": calls} for name, ms, calls in self.kernels],
@@ -198,6 +206,7 @@ def step_profile(timeline: Timeline, *, num_kernels: int = 20) -> StepProfile:
         return {name: value * to_ms for name, value in values.items()}
 
     return StepProfile(
+        is_device=timeline.is_device,
         steps=steps,
         step=length(window) * to_ms,
         parts=scaled(_computing(timeline, main, window)),

@@ -20,7 +20,7 @@ import torch
 
 from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.load import to_yaml
-from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, MeasureRequest
+from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, MeasureRequest
 from cadtrain.config.sections import COMPONENTS, Component, RunConfig
 from cadtrain.data.collate import Pack
 from cadtrain.data.feed import PackOrder, StepPlan
@@ -96,38 +96,42 @@ def _measure(
     made.engine.close()
 
 
-def _communication(steps: Steps, start: Start) -> Communication | None:
-    """When collectives ran in a few more steps; None in one process. Collective."""
+def _communication(steps: Steps, start: Start) -> tuple[Communication | None, str]:
+    """When collectives ran in a few more steps, or why that is not known. Collective."""
     if start.place.world_size == 1:
-        return None
-    taken, times = communication_of(lambda: [steps.take() for _ in range(WATCHED_STEPS)])
+        return None, "one process has nobody to talk to"
+    taken, times = communication_of(steps.take, steps=WATCHED_STEPS)
     start.heartbeat.phase("reading a trace")
     seconds = sum(step.seconds for step in taken)
     own = [times.total, times.exposed, *(times.kinds.get(kind, 0.0) for kind in COLLECTIVES)]
-    rows = _over_ranks([[value * 1e-6 / seconds for value in own]], start)[:, 0].mean(dim=0).tolist()
-    kinds = {kind: share for kind, share in zip(COLLECTIVES, rows[2:], strict=True) if share}
-    return Communication(WATCHED_STEPS, seconds / WATCHED_STEPS, rows[0], rows[1], kinds)
+    rows = _over_ranks([[float(times.is_device), *(value * 1e-6 / seconds for value in own)]], start)[:, 0]
+    if start.device.type == "cuda" and not rows[:, 0].all():
+        return None, "the profiler saw no kernels on some rank: does this user or container lack CUPTI?"
+    shares = rows[:, 1:].mean(dim=0).tolist()
+    kinds = {kind: share for kind, share in zip(COLLECTIVES, shares[2:], strict=True) if share}
+    return Communication(WATCHED_STEPS, seconds / WATCHED_STEPS, shares[0], shares[1], kinds), ""
 
 
 def _profile(request: MeasureRequest, model: CadMllm, steps: Steps, folder: Path, start: Start) -> None:
-    """Take `profile_steps` more steps, of which some ranks keep a trace, and say where they went. Collective."""
-    place = start.place
-    keeps = place.is_main or request.profiles_all_ranks
-
-    def take() -> None:
-        for _ in range(request.profile_steps):
-            steps.take()
-
-    if not keeps:
-        take()
-    else:
+    """Take some more steps, of which this rank may keep a trace, and say where they went. Collective."""
+    place, number = start.place, request.profile_steps
+    if place.is_main or request.profiles_all_ranks:
         trace = folder / f"rank_{place.rank:02d}.json.gz"
         with steps.watched(model):
-            kept_profile(take, trace)
+            kept_profile(steps.take, trace, steps=number)
         start.heartbeat.phase("reading a trace")
         found = step_profile(read_trace(trace)).to_json()
-        write_atomically(folder / f"rank_{place.rank:02d}.summary.json", json.dumps(found, indent=2) + "\n")
+        write_atomically(folder / f"{place.rank}.part", json.dumps(found))
+    else:
+        for _ in range(1 + number):
+            steps.take()
     barrier()
+    if place.is_main:
+        parts = sorted(folder.glob("*.part"), key=lambda path: int(path.stem))
+        summary = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in parts}
+        write_atomically(folder / SUMMARY_NAME, json.dumps({"ranks": summary}, indent=2) + "\n")
+        for path in parts:
+            path.unlink()
 
 
 def _workload(config: RunConfig, request: MeasureRequest, made: Assembled) -> Workload:
@@ -148,9 +152,9 @@ class TakenStep:
 
 
 Measured = tuple[
-    tuple[TakenStep, ...], torch.Tensor, tuple[float, ...], tuple[float, float] | None, Communication | None
+    tuple[TakenStep, ...], torch.Tensor, tuple[float, ...], tuple[float, float] | None, tuple[Communication | None, str]
 ]
-"""Timed steps; float64[ranks, steps, 2] with seconds and data wait; the warm-up's seconds; memory; communication."""
+"""Timed steps; float64[ranks, steps, 2] with seconds and data wait; the warm-up's seconds; memory; communication, or why there is none."""
 
 
 class Steps:
@@ -270,8 +274,8 @@ def _report(
         memory_allocated_gib=memory[0] if memory else None,
         memory_reserved_gib=memory[1] if memory else None,
         losses=(timed[0].outcome.loss, timed[-1].outcome.loss),
-        communication=communication,
-        no_communication="" if communication else "one process has nobody to talk to",
+        communication=communication[0],
+        no_communication=communication[1],
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from cadtrain.data.collate import Pack
 from cadtrain.metrics.timeline import (
@@ -99,31 +99,38 @@ def watch_parts(model: CadMllm) -> Iterator[ExitStack]:
             hook.remove()
 
 
-def kept_profile(work: Callable[[], None], path: Path) -> None:
-    """Do `work` under the profiler and write its trace to `path` (`.json.gz`), whole or not at all."""
+def kept_profile(take: Callable[[], object], path: Path, *, steps: int) -> None:
+    """Call `take` `1 + steps` times under the profiler and write the trace of the last `steps` to `path` (`.json.gz`), whole
+    or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with profile(activities=_activities(with_host=True)) as profiler:
-            work()
-        profiler.export_chrome_trace(str(temporary))
+        _profiled(take, temporary, steps=steps, with_host=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def communication_of(work: Callable[[], Result]) -> tuple[Result, CommunicationTimes]:
-    """Do `work` under the profiler, of which nothing is kept but when collectives ran."""
+def communication_of(take: Callable[[], Result], *, steps: int) -> tuple[list[Result], CommunicationTimes]:
+    """As `kept_profile`, but only what `take` gave in the last `steps` calls and when collectives ran in them are kept."""
     with tempfile.TemporaryDirectory(prefix="cadtrain-trace-") as folder:
         trace = Path(folder) / "trace.json"
-        with profile(activities=_activities(with_host=False)) as profiler:
-            result = work()
-        profiler.export_chrome_trace(str(trace))
-        return result, communication_times(read_trace(trace))
+        results = _profiled(take, trace, steps=steps, with_host=False)
+        return results, communication_times(read_trace(trace))
 
 
-def _activities(*, with_host: bool) -> list[ProfilerActivity]:
-    """What to record. Without the host's side a GPU's timeline is disturbed least."""
-    if not torch.cuda.is_available():
-        return [ProfilerActivity.CPU]
-    return [ProfilerActivity.CPU, ProfilerActivity.CUDA] if with_host else [ProfilerActivity.CUDA]
+def _profiled(take: Callable[[], Result], trace: Path, *, steps: int, with_host: bool) -> list[Result]:
+    """The first call is the profiler's own warm-up. Without the host's side a GPU's timeline is disturbed least."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if with_host else [ProfilerActivity.CUDA]
+    results = []
+    with profile(
+        activities=activities,
+        schedule=schedule(wait=0, warmup=1, active=steps),
+        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
+    ) as profiler:
+        for _ in range(1 + steps):
+            results.append(take())
+            profiler.step()
+    return results[1:]
