@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cadtrain.errors import DataError
 from cadtrain.metrics.intervals import Interval, intersect, length, subtract, union
 
 PREFIX = "cadtrain/"
@@ -66,10 +67,14 @@ class Timeline:
 
 
 def read_trace(path: Path) -> Timeline:
-    """The timeline of a trace file, plain or `.gz`."""
+    """The timeline of a trace file, plain or `.gz`. Raises `DataError` where it is no trace."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as file:
-        return timeline_of(json.load(file)["traceEvents"])
+        try:
+            rows = json.load(file)["traceEvents"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"is no Chrome trace: {error}", where=str(path)) from error
+    return timeline_of(rows)
 
 
 def timeline_of(rows: Iterable[Mapping[str, Any]]) -> Timeline:

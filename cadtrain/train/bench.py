@@ -21,7 +21,7 @@ import torch
 from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.load import to_yaml
 from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, MeasureRequest
-from cadtrain.config.sections import COMPONENTS, Component, RunConfig
+from cadtrain.config.sections import Component, RunConfig
 from cadtrain.data.collate import Pack
 from cadtrain.data.feed import PackOrder, StepPlan
 from cadtrain.data.loader import ReadAhead
@@ -32,6 +32,7 @@ from cadtrain.metrics.bench import BenchReport, Communication, MeasuredStep
 from cadtrain.metrics.timeline import STEP, read_trace, step_profile
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.census import take_census
+from cadtrain.model.components import trainable_components
 from cadtrain.model.flops import ModelFlops, PackContent, count_flops
 from cadtrain.train.profiling import RangedEngine, communication_of, kept_profile, part_range, ranged, watch_parts
 from cadtrain.train.run import Assembled, Start, assemble, in_process_group, package_versions
@@ -100,13 +101,13 @@ def _communication(steps: Steps, start: Start) -> tuple[Communication | None, st
     """When collectives ran in a few more steps, or why that is not known. Collective."""
     if start.place.world_size == 1:
         return None, "one process has nobody to talk to"
-    taken, times = communication_of(steps.take, steps=WATCHED_STEPS)
+    taken, times = communication_of(steps.take_anew, steps=WATCHED_STEPS)
     start.heartbeat.phase("reading a trace")
     seconds = sum(step.seconds for step in taken)
     own = [times.total, times.exposed, *(times.kinds.get(kind, 0.0) for kind in COLLECTIVES)]
     rows = _over_ranks([[float(times.is_device), *(value * 1e-6 / seconds for value in own)]], start)[:, 0]
     if start.device.type == "cuda" and not rows[:, 0].all():
-        return None, "the profiler saw no kernels on some rank: does this user or container lack CUPTI?"
+        return None, "the profiler saw no kernels on some rank, or its trace cannot be read: does the container lack CUPTI?"
     shares = rows[:, 1:].mean(dim=0).tolist()
     kinds = {kind: share for kind, share in zip(COLLECTIVES, shares[2:], strict=True) if share}
     return Communication(WATCHED_STEPS, seconds / WATCHED_STEPS, shares[0], shares[1], kinds), ""
@@ -118,7 +119,7 @@ def _profile(request: MeasureRequest, model: CadMllm, steps: Steps, folder: Path
     if place.is_main or request.profiles_all_ranks:
         trace = folder / f"rank_{place.rank:02d}.json.gz"
         with steps.watched(model):
-            kept_profile(steps.take, trace, steps=number)
+            kept_profile(steps.take_anew, trace, steps=number)
         start.heartbeat.phase("reading a trace")
         found = step_profile(read_trace(trace)).to_json()
         write_atomically(folder / f"{place.rank}.part", json.dumps(found))
@@ -168,7 +169,7 @@ class Steps:
         self.engine = WatchedEngine(made.engine, start.heartbeat)
         number = request.stage_index(config)
         self.stage, self._span = config.curriculum[number], made.plan.stages[number]
-        used: tuple[Component, ...] = COMPONENTS if request.rows is None else ("language",)
+        used = [name for name in trainable_components(made.shapes) if request.rows is None or name == "language"]
         self.learning = [component for component in used if made.schedule.learns(number, component)]
         self._step = self._span.first_step
         self._plans: list[StepPlan] = []
@@ -201,6 +202,11 @@ class Steps:
         return TakenStep(
             self._plans.pop(0), outcome, self._ended_at - began, self._packs.waited_seconds - waited
         )
+
+    def take_anew(self) -> TakenStep:
+        """As `take`, but its time runs from now: a profiler works between steps."""
+        self._ended_at = time.perf_counter()
+        return self.take()
 
     def _train_step(self) -> StepOutcome:
         self.engine.at_step(self._step)

@@ -5,6 +5,7 @@ The ranges come from hooks and from wrappers that exist only while a profile is 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from cadtrain.data.collate import Pack
+from cadtrain.errors import DataError
 from cadtrain.metrics.timeline import (
     BACKWARD,
     DATA,
@@ -31,6 +33,8 @@ from cadtrain.metrics.timeline import (
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.footprint import part_of
 from cadtrain.train.engine import StepResult
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -116,7 +120,12 @@ def communication_of(take: Callable[[], Result], *, steps: int) -> tuple[list[Re
     with tempfile.TemporaryDirectory(prefix="cadtrain-trace-") as folder:
         trace = Path(folder) / "trace.json"
         results = _profiled(take, trace, steps=steps, with_host=False)
-        return results, communication_times(read_trace(trace))
+        try:
+            times = communication_times(read_trace(trace))
+        except DataError as error:
+            log.warning("collectives cannot be told: %s", error)
+            times = CommunicationTimes(0.0, 0.0, {}, False)
+        return results, times
 
 
 def _profiled(take: Callable[[], Result], trace: Path, *, steps: int, with_host: bool) -> list[Result]:
