@@ -101,45 +101,50 @@ def refuse_with(request: MeasureRequest | None, option: str) -> None:
 
 
 @contextlib.contextmanager
-def run_dir_for(run_dir: Path | None, request: MeasureRequest) -> Iterator[Path | None]:
-    """The folder of a measurement: `run_dir`; or where none is given and no profile is to be kept, one that goes away if all
-    goes well, for the report is printed."""
+def run_dir_for(run_dir: Path | None, request: MeasureRequest) -> Iterator[tuple[Path | None, bool]]:
+    """The folder of a measurement and whether it stays: `run_dir`; or where none is given and no profile is to be kept, one
+    that goes away if all goes well, for the report is printed."""
     import shutil
     import tempfile
     from pathlib import Path
 
     if run_dir is not None or request.profile_steps:
-        yield run_dir
+        yield run_dir, True
         return
     folder = Path(tempfile.mkdtemp(prefix="cadtrain-bench-"))
     try:
-        yield folder
+        yield folder, False
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # nothing was started; what ranks left behind stays where they failed
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def results(run_dir: Path, request: MeasureRequest) -> dict[str, Any]:
-    """What the ranks of a finished measurement left in `run_dir`."""
-    from cadtrain.config.measure import REPORT_NAME
+def show_results(run_dir: Path, request: MeasureRequest, *, stays: bool, as_json: bool) -> None:
+    """Print on stdout what the ranks of a finished measurement left in `run_dir`: one JSON document, or tables.
 
-    found: dict[str, Any] = {}
+    `stays`: whether the folder will be there afterwards.
+    """
+    from cadtrain.checkpoint.layout import write_atomically
+    from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, SUMMARY_TEXT_NAME
+    from cadtrain.ui.bench import profile_tables, report_tables
+    from cadtrain.ui.console import as_text, err, out, print_json
+
+    found: dict[str, Any] = {"run_dir": str(run_dir)} if stays else {}
+    tables: list[Any] = []
     if request.steps:
         found["bench"] = json.loads((run_dir / REPORT_NAME).read_text(encoding="utf-8"))
-    return found
-
-
-def show_results(run_dir: Path, request: MeasureRequest, *, as_json: bool) -> None:
-    """Print them on stdout: one JSON document, or tables."""
-    from cadtrain.ui.bench import report_tables
-    from cadtrain.ui.console import out, print_json
-
-    found = results(run_dir, request)
+        tables += report_tables(found["bench"])
+    if request.profile_steps:
+        folder = run_dir / PROFILE_NAME
+        found["profile"] = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        tables += (profile := list(profile_tables(found["profile"])))
+        write_atomically(folder / SUMMARY_TEXT_NAME, as_text(profile))
+        err().print(f"Open {folder}/rank_*.json.gz at ui.perfetto.dev or chrome://tracing.", markup=False)
     if as_json:
         print_json(found)
         return
-    for table in report_tables(found):
+    for table in tables:
         out().print(table)
 
 

@@ -122,7 +122,7 @@ def _measure(
     from cadtrain.launch.restart import RestartPolicy
     from cadtrain.ui.console import print_json
 
-    with measuring.run_dir_for(request.run_dir, measured) as folder:
+    with measuring.run_dir_for(request.run_dir, measured) as (folder, stays):
         request = replace(request, run_dir=folder, overrides=(*request.overrides, *measured.overrides()))
         plan = plan_launch(request, worker=(*WORKER, *measured.argv()))
         measured.stage_index(plan.config)
@@ -136,7 +136,7 @@ def _measure(
             if as_json:
                 print_json(_outcome_json(plan, outcome))
             raise typer.Exit(outcome.exit_code)
-        measuring.show_results(plan.run_dir, measured, as_json=as_json)
+        measuring.show_results(plan.run_dir, measured, stays=stays, as_json=as_json)
 
 
 def _start(

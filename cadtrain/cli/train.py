@@ -85,9 +85,9 @@ def train(
         _train_alone(config, settings, run_dir, resume=resume)
     else:
         settings = (*settings, *request.overrides())
-        with measuring.run_dir_for(run_dir, request) as folder:
+        with measuring.run_dir_for(run_dir, request) as (folder, stays):
             found = _train_alone(config, settings, folder, resume=False, request=request)
-            measuring.show_results(found, request, as_json=as_json)
+            measuring.show_results(found, request, stays=stays, as_json=as_json)
 
 
 def _train_rank(run_dir: Path | None, rank: int, *, resume: bool, request: MeasureRequest | None) -> None:

@@ -10,6 +10,9 @@ from cadtrain.errors import UsageError
 
 REPORT_NAME = "bench.json"
 PROFILE_NAME = "profile"
+"""The folder of traces in a run folder."""
+SUMMARY_NAME = "summary.json"
+SUMMARY_TEXT_NAME = "summary.txt"
 
 
 @dataclass(frozen=True, slots=True)

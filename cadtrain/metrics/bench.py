@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ class Communication:
     """Collectives in the steps behind the timed ones, which the profiler watched. Means over ranks."""
 
     steps: int
+    step_seconds: float
+    """Of such a step: with the profiler it takes longer than the timed ones."""
     share: float
     """Of a step's time, collectives' kernels ran, waiting for other ranks included."""
     exposed_share: float
@@ -178,8 +180,3 @@ def _step_json(step: MeasuredStep) -> dict[str, Any]:
         "flops": step.flops, "imbalance": step.imbalance, "rank_tokens": [list(row) for row in step.rank_tokens],
         "data_wait_seconds": list(step.data_wait_seconds),
     }  # fmt: skip
-
-
-def rank_columns(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """`[rank][step]` to one tuple of all ranks for each step."""
-    return [tuple(values) for values in zip(*rows, strict=True)]

@@ -6,10 +6,12 @@ nothing but steps is in the time: no validation, no checkpoint.
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,29 @@ import torch
 
 from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.load import to_yaml
-from cadtrain.config.measure import REPORT_NAME, MeasureRequest
-from cadtrain.config.sections import COMPONENTS, Component, RunConfig
+from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, MeasureRequest
+from cadtrain.config.sections import Component, RunConfig
+from cadtrain.data.collate import Pack
 from cadtrain.data.feed import PackOrder, StepPlan
 from cadtrain.data.loader import ReadAhead
 from cadtrain.distributed import Place, all_reduce, barrier
 from cadtrain.errors import Interrupted, UsageError
 from cadtrain.heartbeat import Heartbeat
-from cadtrain.metrics.bench import BenchReport, MeasuredStep
+from cadtrain.metrics.bench import BenchReport, Communication, MeasuredStep
+from cadtrain.metrics.timeline import STEP, read_trace, step_profile
+from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.census import take_census
+from cadtrain.model.components import trainable_components
 from cadtrain.model.flops import ModelFlops, PackContent, count_flops
+from cadtrain.train.profiling import RangedEngine, communication_of, kept_profile, part_range, ranged, watch_parts
 from cadtrain.train.run import Assembled, Start, assemble, in_process_group, package_versions
 from cadtrain.train.step import StepOutcome, Wishes, step_seed, train_step
 from cadtrain.train.watched import WatchedEngine, tell_modules
 from cadtrain.train.workload import DataWorkload, TokenWorkload, Workload
 
-log = logging.getLogger(__name__)
+WATCHED_STEPS = 2
+"""Steps behind the timed ones in which the profiler looks at collectives."""
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "reduce", "broadcast", "all-to-all", "send-recv", "other")
 
 
 def measure(
@@ -72,16 +81,58 @@ def _measure(
     with Steps(config, request, made, workload, start) as steps:
         steps.reset_peak_memory()
         warmup = tuple(steps.take().seconds for _ in range(request.warmup))
-        timed = [steps.take() for _ in range(request.steps)]
-        memory = steps.peak_memory_gib()
-    start.heartbeat.phase("reporting")
-    if timed:
-        rows = _over_ranks([[step.seconds, step.data_wait_seconds] for step in timed], start)
-        if start.place.is_main:
-            report = _report(config, request, made, workload, steps, timed, rows, warmup, memory, peak_of)
-            write_atomically(run_dir / REPORT_NAME, _json_text(report.to_json()))
+        if request.steps:
+            timed = [steps.take() for _ in range(request.steps)]
+            memory = steps.peak_memory_gib()
+            communication = _communication(steps, start)
+            start.heartbeat.phase("reporting")
+            rows = _over_ranks([[step.seconds, step.data_wait_seconds] for step in timed], start)
+            if start.place.is_main:
+                measured = tuple(timed), rows, warmup, memory, communication
+                report = _report(config, request, made, workload, steps, measured, peak_of)
+                write_atomically(run_dir / REPORT_NAME, _json_text(report.to_json()))
+        if request.profile_steps:
+            _profile(request, made.model, steps, run_dir / PROFILE_NAME, start)
     barrier()
     made.engine.close()
+
+
+def _communication(steps: Steps, start: Start) -> tuple[Communication | None, str]:
+    """When collectives ran in a few more steps, or why that is not known. Collective."""
+    if start.place.world_size == 1:
+        return None, "one process has nobody to talk to"
+    taken, times = communication_of(steps.take_anew, steps=WATCHED_STEPS)
+    start.heartbeat.phase("reading a trace")
+    seconds = sum(step.seconds for step in taken)
+    own = [times.total, times.exposed, *(times.kinds.get(kind, 0.0) for kind in COLLECTIVES)]
+    rows = _over_ranks([[float(times.is_device), *(value * 1e-6 / seconds for value in own)]], start)[:, 0]
+    if start.device.type == "cuda" and not rows[:, 0].all():
+        return None, "the profiler saw no kernels on some rank, or its trace cannot be read: does the container lack CUPTI?"
+    shares = rows[:, 1:].mean(dim=0).tolist()
+    kinds = {kind: share for kind, share in zip(COLLECTIVES, shares[2:], strict=True) if share}
+    return Communication(WATCHED_STEPS, seconds / WATCHED_STEPS, shares[0], shares[1], kinds), ""
+
+
+def _profile(request: MeasureRequest, model: CadMllm, steps: Steps, folder: Path, start: Start) -> None:
+    """Take some more steps, of which this rank may keep a trace, and say where they went. Collective."""
+    place, number = start.place, request.profile_steps
+    if place.is_main or request.profiles_all_ranks:
+        trace = folder / f"rank_{place.rank:02d}.json.gz"
+        with steps.watched(model):
+            kept_profile(steps.take_anew, trace, steps=number)
+        start.heartbeat.phase("reading a trace")
+        found = step_profile(read_trace(trace)).to_json()
+        write_atomically(folder / f"{place.rank}.part", json.dumps(found))
+    else:
+        for _ in range(1 + number):
+            steps.take()
+    barrier()
+    if place.is_main:
+        parts = sorted(folder.glob("*.part"), key=lambda path: int(path.stem))
+        summary = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in parts}
+        write_atomically(folder / SUMMARY_NAME, json.dumps({"ranks": summary}, indent=2) + "\n")
+        for path in parts:
+            path.unlink()
 
 
 def _workload(config: RunConfig, request: MeasureRequest, made: Assembled) -> Workload:
@@ -91,13 +142,20 @@ def _workload(config: RunConfig, request: MeasureRequest, made: Assembled) -> Wo
     return DataWorkload(made.feeds.train)
 
 
+@dataclass(frozen=True, slots=True)
 class TakenStep:
     """One optimizer step as this rank saw it."""
 
-    __slots__ = ("data_wait_seconds", "outcome", "plan", "seconds")
+    plan: StepPlan
+    outcome: StepOutcome
+    seconds: float
+    data_wait_seconds: float
 
-    def __init__(self, plan: StepPlan, outcome: StepOutcome, seconds: float, data_wait_seconds: float) -> None:
-        self.plan, self.outcome, self.seconds, self.data_wait_seconds = plan, outcome, seconds, data_wait_seconds
+
+Measured = tuple[
+    tuple[TakenStep, ...], torch.Tensor, tuple[float, ...], tuple[float, float] | None, tuple[Communication | None, str]
+]
+"""Timed steps; float64[ranks, steps, 2] with seconds and data wait; the warm-up's seconds; memory; communication, or why there is none."""
 
 
 class Steps:
@@ -111,12 +169,13 @@ class Steps:
         self.engine = WatchedEngine(made.engine, start.heartbeat)
         number = request.stage_index(config)
         self.stage, self._span = config.curriculum[number], made.plan.stages[number]
-        used: tuple[Component, ...] = COMPONENTS if request.rows is None else ("language",)
+        used = [name for name in trainable_components(made.shapes) if request.rows is None or name == "language"]
         self.learning = [component for component in used if made.schedule.learns(number, component)]
         self._step = self._span.first_step
         self._plans: list[StepPlan] = []
         self._packs = ReadAhead(workload.make_pack, self._orders(), num_workers=config.data.num_workers)
         self._ended_at = 0.0
+        self._ranges: ExitStack | None = None
 
     def __enter__(self) -> Steps:
         self.engine.set_learning(self.learning)
@@ -132,16 +191,10 @@ class Steps:
 
         Raises `Interrupted` where a signal asked to stop.
         """
-        self.engine.at_step(self._step)
-        self.engine.set_rates(self._schedule.rates(min(self._step, self._span.last_step - 1)))
         waited = self._packs.waited_seconds
-        if not self._plans:
-            self._packs.prime()
-        seed = step_seed(self._config.seed, self._step, self._place.rank)
-        outcome = train_step(
-            self.engine, self._plans[0], self._packs, seed=seed, wishes=lambda: Wishes(self._stop.signal_number)
-        )
-        self._synchronize()
+        with part_range(STEP) if self._ranges is not None else nullcontext():
+            outcome = self._train_step()
+            self._synchronize()
         began, self._ended_at = self._ended_at, time.perf_counter()
         self._step += 1
         if outcome.stop_signal:
@@ -149,6 +202,30 @@ class Steps:
         return TakenStep(
             self._plans.pop(0), outcome, self._ended_at - began, self._packs.waited_seconds - waited
         )
+
+    def take_anew(self) -> TakenStep:
+        """As `take`, but its time runs from now: a profiler works between steps."""
+        self._ended_at = time.perf_counter()
+        return self.take()
+
+    def _train_step(self) -> StepOutcome:
+        self.engine.at_step(self._step)
+        self.engine.set_rates(self._schedule.rates(min(self._step, self._span.last_step - 1)))
+        if not self._plans:
+            self._packs.prime()
+        engine: Any = self.engine
+        packs: Iterator[Pack] = self._packs
+        if self._ranges is not None:
+            engine, packs = RangedEngine(engine, self._ranges), ranged(packs)
+        seed = step_seed(self._config.seed, self._step, self._place.rank)
+        return train_step(engine, self._plans[0], packs, seed=seed, wishes=lambda: Wishes(self._stop.signal_number))
+
+    @contextmanager
+    def watched(self, model: CadMllm) -> Iterator[None]:
+        """While open, steps say in a profiler's trace which part of `model` is at work."""
+        with watch_parts(model) as self._ranges:
+            yield
+        self._ranges = None
 
     def reset_peak_memory(self) -> None:
         """Forget what building the engine needed."""
@@ -185,18 +262,17 @@ def _over_ranks(rows: list[list[float]], start: Start) -> torch.Tensor:
 
 
 def _report(
-    config: RunConfig, request: MeasureRequest, made: Assembled, workload: Workload, steps: Steps, timed: list[TakenStep],
-    rows: torch.Tensor, warmup: tuple[float, ...], memory: tuple[float, float] | None, peak_of: Callable[[str], float | None],
+    config: RunConfig, request: MeasureRequest, made: Assembled, workload: Workload, steps: Steps, measured: Measured,
+    peak_of: Callable[[str], float | None],
 ) -> BenchReport:  # fmt: skip
+    timed, rows, warmup, memory, communication = measured
     flops, no_flops = _flops(config, made, steps.learning)
     device = steps.engine.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return BenchReport(
         facts=_facts(config, request, made, workload, steps, name),
         num_ranks=made.plan.world_size,
-        steps=tuple(
-            _measured(step, workload, flops, rows[:, number]) for number, step in enumerate(timed)
-        ),
+        steps=tuple(_measured(step, workload, flops, rows[:, number]) for number, step in enumerate(timed)),
         warmup_seconds=warmup,
         micro_batch_tokens=workload.micro_batch_tokens,
         peak_flops=peak_of(name) if made.precision == "bf16" else None,
@@ -204,8 +280,8 @@ def _report(
         memory_allocated_gib=memory[0] if memory else None,
         memory_reserved_gib=memory[1] if memory else None,
         losses=(timed[0].outcome.loss, timed[-1].outcome.loss),
-        communication=None,
-        no_communication="not measured yet",
+        communication=communication[0],
+        no_communication=communication[1],
     )
 
 
@@ -275,8 +351,6 @@ def _cuda_versions() -> dict[str, str]:
 
 
 def _json_text(report: dict[str, Any]) -> str:
-    import json
-
     losses = report["loss"]
     report = {**report, "loss": {key: loss if math.isfinite(loss) else None for key, loss in losses.items()}}
     return json.dumps(report, indent=2, allow_nan=False) + "\n"

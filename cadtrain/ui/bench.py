@@ -10,13 +10,52 @@ from rich.console import RenderableType
 from cadtrain.ui.tables import plain_table
 
 
-def report_tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The tables of what `--bench` and `--profile` left: `found["bench"]` is a report as `BenchReport.to_json` writes it."""
-    if "bench" in found:
-        report = found["bench"]
-        yield plain_table(("measured", ""), list(_what(report)), title=f"Benchmark of {report['run']}")
-        yield plain_table(("", "mean", "median"), list(_rates(report)))
-        yield plain_table(("", ""), list(_shares(report)))
+def report_tables(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The tables of a report as `BenchReport.to_json` gives it."""
+    yield plain_table(("measured", ""), list(_what(report)), title=f"Benchmark of {report['run']}")
+    yield plain_table(("", "mean", "median"), list(_rates(report)))
+    yield plain_table(("", ""), list(_shares(report)))
+
+
+def profile_tables(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The tables of a profile's `summary.json`: where a step goes on each rank, and the first rank's longest kernels."""
+    ranks = summary["ranks"]
+    first = next(iter(ranks.values()))
+    rows = {rank: dict(_rows_of(found)) for rank, found in ranks.items()}
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
+    cells = [
+        (name, *(f"{found.get(name, 0.0):,.2f}" for found in rows.values()), f"{_mean(rows, name) / _mean(rows, 'a step'):.1%}")
+        for name in names
+    ]  # fmt: skip
+    columns = ("", *(f"rank {rank}, ms" for rank in ranks), "share")
+    kind = "the GPU's timeline" if first["is_device"] else "no GPU: operators"
+    yield plain_table(columns, cells, title=f"Where a step goes ({kind})")
+    kernels = [(f"{row['ms']:,.3f}", f"{row['calls']:,.0f}", row["name"][:90]) for row in first["kernels"]]
+    yield plain_table(("ms a step", "calls", "longest kernels" if first["is_device"] else "longest operators"), kernels)
+
+
+_FIRST_PARTS = ("embedding", "image encoder", "image projector", "point encoder", "point projector", "norms", "attention",
+                "rotary", "MLP", "LoRA", "residual stream", "logits and loss")  # fmt: skip
+_LAST_PARTS = ("backward", "recompute", "optimizer", "other")
+
+
+def _rows_of(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Rows that add up to the last one."""
+    parts = found["parts_ms"]
+    forward = [name for name in _FIRST_PARTS if name in parts]
+    forward += [name for name in parts if name not in (*_FIRST_PARTS, *_LAST_PARTS)]
+    yield from ((f"forward: {name}", parts[name]) for name in forward)
+    yield from ((name, parts[name]) for name in _LAST_PARTS if name in parts)
+    yield "communication, nothing computes", found["exposed_communication_ms"]
+    yield "copies, nothing else runs", found["exposed_copies_ms"]
+    yield "data wait", found["data_wait_ms"]
+    yield from ((f"gap: {name}", value) for name, value in found["gaps_ms"].items())
+    yield "a step", found["step_ms"]
+    yield "(communication beside computing)", found["overlapped_communication_ms"]
+
+
+def _mean(rows: Mapping[str, Mapping[str, float]], name: str) -> float:
+    return sum(found.get(name, 0.0) for found in rows.values()) / len(rows)
 
 
 def _what(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

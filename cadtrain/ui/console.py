@@ -6,9 +6,11 @@ follow the terminal and NO_COLOR. Rich is imported on first use: `cadtrain --hel
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,6 +42,17 @@ def print_json(value: Any) -> None:
     """Write one JSON document to stdout, indented on a terminal, on one line otherwise."""
     indent = 2 if sys.stdout.isatty() else None
     print_text(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def as_text(shown: Iterable[Any]) -> str:
+    """What `out()` would write into a file."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH_WITHOUT_TERMINAL, highlight=False, no_color=True)
+    for item in shown:
+        console.print(item)
+    return stream.getvalue()
 
 
 def _console(*, stderr: bool) -> Console:
