@@ -213,20 +213,26 @@ def test_what_is_no_manifest_of_features_is_said(folder: Path, tmp_path: Path) -
         FeatureStore.open(tmp_path / "features.tmp-12")
 
 
+def begin(folder: Path, count: int, made: FeatureManifest | None = None) -> tuple[Path, list[str]]:
+    """Write the first `count` missing files and stop; the work folder, and their names."""
+    with FeatureWriter(folder, made or plan()) as writer:
+        tasks = list(writer.missing())[:count]
+        for task in tasks:
+            writer.write(task, torch.stack([row(task.split, task.kind, n) for n in range(task.start, task.stop)]))
+    return writer.work, [task.name for task in tasks]
+
+
 def test_an_interrupted_writer_leaves_whole_files_and_the_next_one_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "features"
-    with pytest.raises(KeyboardInterrupt), FeatureWriter(out, plan()) as writer:
-        tasks = list(writer.missing())
-        for task in tasks[:3]:
-            writer.write(task, torch.stack([row(task.split, task.kind, n) for n in range(task.start, task.stop)]))
-        raise KeyboardInterrupt
+    work, done = begin(out, 3)
     assert not out.exists()
-    work = writer.work
-    (work / tasks[0].name).write_bytes(b"short")  # lost in a power cut
+    (work / done[0]).write_bytes(b"short")  # lost in a power cut
     with (work / LEDGER).open("a") as ledger:
         ledger.write('{"name": "train/poi')  # the kill came here
     (work / "train" / "point-00001.safetensors.partial").write_bytes(b"half")
-    assert write(out) == [tasks[0].name, *(task.name for task in tasks[3:])]
+    names = [task.name for task in plan().tasks()]
+    assert done == names[:3]
+    assert write(out) == [names[0], *names[3:]]
     assert FeatureStore.open(out).check() == []
     assert list(tmp_path.iterdir()) == [out]
 
@@ -234,19 +240,15 @@ def test_an_interrupted_writer_leaves_whole_files_and_the_next_one_goes_on(tmp_p
 def test_a_torn_ledger_line_spoils_no_later_one(tmp_path: Path) -> None:
     out = tmp_path / "features"
     for count in (1, 2):
-        with FeatureWriter(out, plan()) as writer:
-            for task in list(writer.missing())[:count]:
-                writer.write(task, torch.stack([row(task.split, task.kind, n) for n in range(task.start, task.stop)]))
-        with (writer.work / LEDGER).open("a") as ledger:
+        work, _ = begin(out, count)
+        with (work / LEDGER).open("a") as ledger:
             ledger.write('{"na')
     assert len(write(out)) == 6 - 3
 
 
 def test_other_encoders_or_data_do_not_go_on_with_the_work(tmp_path: Path) -> None:
     out = tmp_path / "features"
-    with FeatureWriter(out, plan()) as writer:
-        task = next(writer.missing())
-        writer.write(task, torch.stack([row(task.split, task.kind, n) for n in range(task.start, task.stop)]))
+    work, done = begin(out, 1)
     others = (
         {"dataset": "other"}, {"seed": 1}, {"variants": 3}, {"num_points": 17}, {"dtype": "fp16"},
         {"encoded": {**plan().encoded, "image": Encoded("w9", {}, 3, 8)}},
@@ -254,9 +256,9 @@ def test_other_encoders_or_data_do_not_go_on_with_the_work(tmp_path: Path) -> No
     for change in others:
         with FeatureWriter(out, plan(**change)) as other:
             assert other.finished == {}
-            assert other.work != writer.work
+            assert other.work != work
     with FeatureWriter(out, plan(dataset_path="moved", cadtrain_version="9")) as same:
-        assert list(same.finished) == [task.name]
+        assert list(same.finished) == done
 
 
 def test_a_full_disk_is_said_before_the_first_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,10 +267,9 @@ def test_a_full_disk_is_said_before_the_first_row(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(shutil, "disk_usage", two_kibibytes)
     free = 400
-    with pytest.raises(EnvironmentFault, match="the features need about 4.* and 400 B are free"), FeatureWriter(
-        tmp_path / "features", plan()
-    ):
-        pass
+    with pytest.raises(EnvironmentFault, match=r"the features need about 4.* and 400 B are free"):
+        write(tmp_path / "features")
+    assert not (tmp_path / "features").exists()
     free = 4096
     assert len(write(tmp_path / "features")) == 6, "the lock was given back"
 
@@ -319,9 +320,7 @@ def test_examples_and_packs_hold_features_of_the_views_that_would_be_drawn(folde
     assert (example.num_image_tokens, example.pixel_values, example.point_features) == (6, None, None)
     both = builder.build(sample, index=3, epoch=1, modalities="text+point+image")
     assert torch.equal(both.point_features, row("train", "point", 5)[None])  # type: ignore[arg-type]
-    pack = collate(
-        [example, both], SHAPE, use_images=True, use_points=True, filler_id=257, features=builder.features
-    )
+    pack = collate([example, both], SHAPE, use_images=True, use_points=True, filler_id=257, features=builder.features)
     assert (pack.pixel_values, pack.points) == (None, None)
     assert torch.equal(pack.image_features, torch.cat([example.image_features, both.image_features]))  # type: ignore[list-item, arg-type]
     assert pack.point_features.shape == (1, 2, 4)  # type: ignore[union-attr]

@@ -66,7 +66,10 @@ def test_autograd_keeps_nothing_of_a_frozen_encoder(trainable: bool) -> None:
 def test_a_frozen_encoder_records_nothing_in_any_mode() -> None:
     model = make_model().train()
     kept: list[torch.Tensor] = []
-    for encoder, shown in ((model.image_encoder, torch.rand(2, 3, 28, 28)), (model.point_encoder, torch.randn(2, 9, 6))):
+    for encoder, shown in (
+        (model.image_encoder, torch.rand(2, 3, 28, 28)),
+        (model.point_encoder, torch.randn(2, 9, 6)),
+    ):
         shown.requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             tokens = encoder(shown)

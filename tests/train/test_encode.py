@@ -79,10 +79,14 @@ def test_features_are_what_the_encoders_give(made: tuple[Path, Path], parts: Pat
             assert features.num_views(index) == len(sample.images) == 2
             for view, png in enumerate(sample.images):
                 shown = torch.from_numpy(decode_image(png, 28))[None]
-                torch.testing.assert_close(features.views(index, [view]), model.image_encoder(shown), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    features.views(index, [view]), model.image_encoder(shown), rtol=1e-4, atol=1e-5
+                )
             for epoch in (0, 1) if split == "train" else (-1,):
                 drawn = torch.from_numpy(draw_points(config.seed, epoch, index, sample.checked_points(), 16))[None]
-                torch.testing.assert_close(features.cloud(index, epoch), model.point_encoder(drawn), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    features.cloud(index, epoch), model.point_encoder(drawn), rtol=1e-4, atol=1e-5
+                )
             seen += 1
     assert seen == 16
     clouds = SplitFeatures(store, PartDataset.open(parts, "train"))
@@ -125,7 +129,9 @@ def test_features_are_stored_in_the_type_that_is_asked_for(made: tuple[Path, Pat
     assert torch.equal(small.rows("train", "image", [0, 3]), rows.to(small.dtype))
 
 
-def test_a_feature_that_is_not_finite_names_the_part(made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_that_is_not_finite_names_the_part(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = encode_module.RowSource.read
 
     def spoilt(self: Any, split: str, kind: Any, rows: Any) -> np.ndarray:
@@ -144,7 +150,11 @@ def test_what_cannot_be_encoded_is_refused(made: tuple[Path, Path], tmp_path: Pa
     options = EncodeOptions(tmp_path / "out", device="cpu")
     with pytest.raises(ConfigError, match=r"model.point.trainable: true: the features of an encoder that learns"):
         encode(load(made[0], "model.point.trainable=true"), options)
-    without = ("model.image=null", "model.point=null", 'curriculum=[{"name": "a", "duration": 1, "modalities": {"text": 1}}]')
+    without = (
+        "model.image=null",
+        "model.point=null",
+        'curriculum=[{"name": "a", "duration": 1, "modalities": {"text": 1}}]',
+    )
     with pytest.raises(UsageError, match=r"nothing to encode: model.image and model.point are null"):
         encode(load(made[0], *without), options)
     if not torch.cuda.is_available():
@@ -162,7 +172,10 @@ def test_a_configuration_with_features_has_no_encoder_that_learns(made: tuple[Pa
         )  # fmt: skip
     assert [(fault.where.split()[-1], fault.message.split(",")[0].rstrip(".")) for fault in caught.value.faults] == [
         ("model.image.trainable", "found true"),
-        ("curriculum.1.multipliers.point_encoder", "0.5 is a learning rate for an encoder that data.features stands in for"),
+        (
+            "curriculum.1.multipliers.point_encoder",
+            "0.5 is a learning rate for an encoder that data.features stands in for",
+        ),
     ]
 
 
@@ -199,7 +212,9 @@ def test_features_of_another_encoder_are_refused_with_both_named(made: tuple[Pat
         return build_encoders(config.model, dtype=dtype, device="cpu", seed=seed)
 
     check_encoders(store, model(config.seed))
-    with pytest.raises(DataError, match=rf"the image encoder is \w+, the features are of {stored} \(the same sizes, other weights\)"):
+    with pytest.raises(
+        DataError, match=rf"the image encoder is \w+, the features are of {stored} \(the same sizes, other weights\)"
+    ):
         check_encoders(store, model(config.seed + 1))
     with pytest.raises(DataError, match=r"\(dtype bfloat16 here, float32 there\)") as caught:
         check_encoders(store, model(config.seed, torch.bfloat16))
@@ -294,7 +309,9 @@ def test_weights_from_elsewhere_are_checked_once_they_are_there(
     told["checkpoint"]["init_from"] = str(tmp_path / "other")
     read.write_text(json.dumps(told))
     assert not server.run(tmp_path / "begun", read).is_done
-    assert "not the features of the checkpoint that this run begins with: the image encoder is" in output(tmp_path / "begun")
+    assert "not the features of the checkpoint that this run begins with: the image encoder is" in output(
+        tmp_path / "begun"
+    )
 
 
 def test_the_export_of_a_run_with_features_has_its_encoders(
@@ -312,5 +329,7 @@ def test_the_export_of_a_run_with_features_has_its_encoders(
     model = build_encoders(config.model, dtype=torch.float32, device="cpu", seed=99)
     for name in ("image_encoder", "point_encoder"):
         encoder = getattr(model, name)
-        encoder.load_state_dict({key.removeprefix(f"{name}."): saved[key] for key in saved if key.startswith(f"{name}.")})
+        encoder.load_state_dict(
+            {key.removeprefix(f"{name}."): saved[key] for key in saved if key.startswith(f"{name}.")}
+        )
         assert fingerprint(encoder).weights == FeatureManifest.read(made[1]).encoded[name.split("_")[0]].weights

@@ -63,9 +63,9 @@ def encode(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store what the frozen encoders give for every view and point cloud, so that training does not run them.
+    """Run the frozen encoders once, so that training need not.
 
-    Set data.features to the folder, and a run reads features in place of views and points. They hold for these encoders, this dataset, this precision and this data.num_points; a run with others is refused.
+    Stores what they give for every view and point cloud. Set data.features to the folder, and a run reads features in place of views and points. They hold for these encoders, this dataset, this precision and this data.num_points; a run with others is refused.
 
     An interrupted run goes on where it stopped when it is started again.
 
