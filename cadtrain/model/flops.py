@@ -99,9 +99,7 @@ class ModelFlops:
         )
 
 
-def count_flops(
-    model: CadMllm, learning: Iterable[Component], *, num_points: int, stored: bool = False
-) -> ModelFlops:
+def count_flops(model: CadMllm, learning: Iterable[Component], *, num_points: int, stored: bool = False) -> ModelFlops:
     """The work of `model`, which is on the meta device, in a stage in which the components `learning` learn and a cloud has
     `num_points` points. `stored`: features of views and clouds are read, so that only projectors work on them.
 
@@ -212,7 +210,9 @@ class _AttentionCount(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
-            query, key, value = args[:3] if len(args) >= 3 else ((kwargs or {})[name] for name in ("query", "key", "value"))
+            query, key, value = (
+                args[:3] if len(args) >= 3 else ((kwargs or {})[name] for name in ("query", "key", "value"))
+            )
             pairs = query.numel() // query.shape[-1] * key.shape[-2]
             work = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
             records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))

@@ -46,7 +46,7 @@ MICRO_STEPS = 2
 class Request:
     """What the ranks are to measure."""
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     """Fields of `model.footprint.PackShape`."""
     learning: tuple[str, ...]
     """Components that take a gradient."""

@@ -11,7 +11,9 @@ from cadtrain.errors import UsageError
 from cadtrain.model import CadMllm
 from cadtrain.model.build import build_encoders
 from cadtrain.model.encoders.fingerprint import fingerprint
+from cadtrain.model.flops import count_flops
 from cadtrain.model.footprint import PackShape, meta_model, trace_footprint
+from cadtrain.train.worst_step import make_pack
 from tests.model.tiny import gradients, make_model, model_config, pack, sample
 
 MIXED = [
@@ -207,3 +209,27 @@ def test_a_plan_with_features_sees_no_encoder() -> None:
     assert not any("encoder" in part for part in reads.peak)
     assert reads.peak["image projector"] > 0
     assert reads.saved["image projector"] == runs.saved["image projector"]
+
+
+def test_the_work_of_a_view_is_then_its_projector_alone() -> None:
+    model = meta_model(model_config(), codec="compact", element_bytes=2)
+    runs = count_flops(model, ["language", "image_projector", "point_projector"], num_points=64)
+    reads = count_flops(model, ["language", "image_projector", "point_projector"], num_points=64, stored=True)
+    for what, tokens, projector in (("view", 4, model.image_projector), ("cloud", 3, model.point_projector)):
+        weights = sum(parameter.numel() for parameter in projector.parameters() if parameter.dim() == 2)
+        work = getattr(reads, what)
+        assert work.forward == 2 * tokens * weights
+        assert work.backward == getattr(runs, what).backward
+        assert getattr(runs, what).forward > 2 * work.forward
+    assert reads.token == runs.token
+
+
+def test_a_measured_worst_step_reads_features_where_the_run_does() -> None:
+    model = make_model(model_config())
+    shapes = count_calls(model)
+    sizes = {"tokens": 40, "targets": 10, "sequences": 2, "views": 3, "clouds": 2, "points": 20}
+    for stored, expected in ((True, []), (False, [(3, 3, 28, 28), (2, 20, 6)])):
+        pack = make_pack(model, PackShape(**sizes, stored=stored))  # type: ignore[arg-type]
+        loss = model(**pack.model_inputs()).loss_sum
+        assert torch.isfinite(loss)
+        assert shapes == expected
