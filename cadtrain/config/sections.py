@@ -161,6 +161,8 @@ class DataConfig(Section):
     """A prepared dataset (`cadtrain data prepare` or `data synth`); null makes procedural parts."""
     synth: SynthConfig = SynthConfig()
     """The procedural parts used when `path` is null."""
+    features: Path | None = None
+    """Stored outputs of the frozen encoders (`cadtrain data encode`): they are read in place of views and points, and no encoder runs."""
     codec: CodecName = "compact"
     """How the model writes a design, however the data was stored: `compact` is text; `tokens` adds 299 tokens to the vocabulary and is about a third as long."""
     num_points: int = Field(2048, ge=1)
@@ -375,6 +377,7 @@ class RunConfig(Section):
         faults = [
             *_repeated_names(self.curriculum),
             *_missing_encoders(self),
+            *_learning_behind_features(self),
             *_adapters_on_added_rows(self),
             *_unknown_start(self),
         ]
@@ -443,6 +446,36 @@ def _missing_encoders(config: RunConfig) -> list[SectionFault]:
                         f"stage {stage.name!r} draws {modality} samples, but model.{modality} is null.",
                         f"Give `model.{modality}` or take the set out.",
                         also=(("model", modality),),
+                    )
+                )
+    return faults
+
+
+def _learning_behind_features(config: RunConfig) -> list[SectionFault]:
+    """Stored features are those of an encoder that stays what it was."""
+    if config.data.features is None:
+        return []
+    faults = []
+    for modality, encoder in (("image", config.model.image), ("point", config.model.point)):
+        if encoder is not None and encoder.trainable:
+            faults.append(
+                SectionFault(
+                    ("model", modality, "trainable"),
+                    "found true, but with data.features the encoder is never run, so it cannot learn.",
+                    "Set it to false, or take data.features out.",
+                    also=(("data", "features"),),
+                )
+            )
+        component = f"{modality}_encoder"
+        for index, stage in enumerate(config.curriculum):
+            rates = {str(name): rate for name, rate in stage.multipliers.items()}
+            if rates.get(component, 0.0) > 0:
+                faults.append(
+                    SectionFault(
+                        ("curriculum", index, "multipliers", component),
+                        f"{rates[component]:g} is a learning rate for an encoder that data.features stands in for.",
+                        "Take it out, or take data.features out.",
+                        also=(("data", "features"),),
                     )
                 )
     return faults

@@ -1,6 +1,6 @@
 """Packs of examples as tensors.
 
-Legend: T tokens of the pack, S sequences, V views, C clouds, P points.
+Legend: T tokens of the pack, S sequences, V views, C clouds, P points, N tokens of a view or cloud, W width of an encoder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cadtrain.data.examples import IGNORED, Example, ExampleShape
+from cadtrain.data.features.store import SplitFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,18 @@ class Pack:
     """int64[K], where a label is not ignored: known on the host, so the device is never asked"""
     max_seqlen: int
     pixel_values: torch.Tensor | None
-    """float32[V, 3, H, W] in [0, 1]"""
+    """float32[V, 3, H, W] in [0, 1]; None where their features are read"""
     image_positions: torch.Tensor | None
     """int64[image tokens], ascending"""
     points: torch.Tensor | None
-    """float32[C, P, 6]"""
+    """float32[C, P, 6]; None where their features are read"""
     point_positions: torch.Tensor | None
     """int64[point tokens], ascending"""
     sample_ids: tuple[str, ...]
+    image_features: torch.Tensor | None = None
+    """[V, N, W], stored outputs of the image encoder"""
+    point_features: torch.Tensor | None = None
+    """[C, N, W], stored outputs of the point encoder"""
 
     @property
     def num_targets(self) -> int:
@@ -69,9 +74,18 @@ class Pack:
 
 
 def collate(
-    examples: Sequence[Example], shape: ExampleShape, *, use_images: bool, use_points: bool, filler_id: int
+    examples: Sequence[Example],
+    shape: ExampleShape,
+    *,
+    use_images: bool,
+    use_points: bool,
+    filler_id: int,
+    features: SplitFeatures | None = None,
 ) -> Pack:
-    """Join examples into a pack; an empty one becomes a single token that predicts nothing."""
+    """Join examples into a pack; an empty one becomes a single token that predicts nothing.
+
+    With `features`, from which the examples were made, the pack holds features of views and clouds and nothing of themselves.
+    """
     ids = [example.input_ids for example in examples] or [np.array([filler_id], dtype=np.int64)]
     labels = [example.labels for example in examples] or [np.array([IGNORED], dtype=np.int64)]
     lengths = [len(row) for row in ids]
@@ -81,9 +95,11 @@ def collate(
         image_positions.append(np.arange(start, start + example.num_image_tokens))
         after = start + example.num_image_tokens
         point_positions.append(np.arange(after, after + example.num_point_tokens))
+    if features is None:
+        shown = _shown(examples, shape, use_images, use_points)
+    else:
+        shown = _stored(examples, features, use_images, use_points)
     all_labels = np.concatenate(labels)
-    views = [example.pixel_values for example in examples if example.pixel_values is not None]
-    clouds = [example.points for example in examples if example.points is not None]
     return Pack(
         input_ids=torch.from_numpy(np.concatenate(ids)),
         position_ids=torch.from_numpy(np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])),
@@ -91,12 +107,39 @@ def collate(
         labels=torch.from_numpy(all_labels),
         target_positions=torch.from_numpy(np.flatnonzero(all_labels != IGNORED)),
         max_seqlen=max(lengths),
-        pixel_values=torch.from_numpy(np.concatenate(views) if views else dummy_views(shape)) if use_images else None,
         image_positions=torch.from_numpy(np.concatenate(image_positions)) if use_images else None,
-        points=torch.from_numpy(np.stack(clouds) if clouds else dummy_cloud(shape)) if use_points else None,
         point_positions=torch.from_numpy(np.concatenate(point_positions)) if use_points else None,
         sample_ids=tuple(example.sample_id for example in examples),
+        **shown,
     )
+
+
+def _shown(
+    examples: Sequence[Example], shape: ExampleShape, use_images: bool, use_points: bool
+) -> dict[str, torch.Tensor | None]:
+    """The views and clouds of the pack, or a dummy."""
+    views = [example.pixel_values for example in examples if example.pixel_values is not None]
+    clouds = [example.points for example in examples if example.points is not None]
+    return {
+        "pixel_values": torch.from_numpy(np.concatenate(views) if views else dummy_views(shape))
+        if use_images
+        else None,
+        "points": torch.from_numpy(np.stack(clouds) if clouds else dummy_cloud(shape)) if use_points else None,
+    }
+
+
+def _stored(
+    examples: Sequence[Example], features: SplitFeatures, use_images: bool, use_points: bool
+) -> dict[str, torch.Tensor | None]:
+    """The features of the pack's views and clouds, or a dummy."""
+    views = [example.image_features for example in examples if example.image_features is not None]
+    clouds = [example.point_features for example in examples if example.point_features is not None]
+    return {
+        "pixel_values": None,
+        "points": None,
+        "image_features": torch.cat(views or [features.dummy("image")]) if use_images else None,
+        "point_features": torch.cat(clouds or [features.dummy("point")]) if use_points else None,
+    }
 
 
 def dummy_views(shape: ExampleShape) -> np.ndarray:

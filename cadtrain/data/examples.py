@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from cadtrain.cad.tokens import without_words
+from cadtrain.data.features.store import SplitFeatures
 from cadtrain.data.order import draw_points, draw_views
 from cadtrain.data.sample import Sample, decode_image
 from cadtrain.errors import DataError
@@ -54,7 +56,7 @@ class ExampleShape:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample as the model sees it once. Legend: n tokens, v views, P points."""
+    """One sample as the model sees it once. Legend: n tokens, v views, P points, N tokens of a view or cloud, W their width."""
 
     sample_id: str
     input_ids: np.ndarray
@@ -67,6 +69,10 @@ class Example:
     """float32[v, 3, H, W] in [0, 1]."""
     points: np.ndarray | None
     """float32[P, 6]: xyz and unit normal."""
+    image_features: torch.Tensor | None = None
+    """[v, N, W]: in place of `pixel_values`, what the encoder gave for these views."""
+    point_features: torch.Tensor | None = None
+    """[1, N, W]: in place of `points`."""
 
 
 def prompt_text(instruction: str, caption: str, modalities: str) -> str:
@@ -134,14 +140,15 @@ class ExampleBuilder:
     seed: int
     respell: Callable[[str], str] = str
     """From a stored sequence to the same design in the run's codec."""
+    features: SplitFeatures | None = None
+    """Where the split's stored features are read, in place of the sample's own views and points."""
 
     def build(self, sample: Sample, *, index: int, epoch: int, modalities: str) -> Example:
         """The example of `sample` (number `index` of its split) as `epoch` sees it; -1 is validation."""
         kinds = modalities.split("+")
-        pixel_values = self._views(sample, index, epoch) if "image" in kinds else None
-        points = self._points(sample, index, epoch) if "point" in kinds else None
-        num_image = self.shape.tokens_per_view * self.shape.views if pixel_values is not None else 0
-        num_point = self.shape.point_tokens if points is not None else 0
+        shown = self._shown(sample, index, epoch, kinds)
+        num_image = self.shape.tokens_per_view * self.shape.views if "image" in kinds else 0
+        num_point = self.shape.point_tokens if "point" in kinds else 0
         texts = [prompt_text(self.instruction, sample.caption, modalities), self.respell(sample.sequence)]
         prompt, target = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
@@ -150,12 +157,32 @@ class ExampleBuilder:
         labels = np.full(len(input_ids), IGNORED, dtype=np.int64)
         labels[before - 1 : -1] = target
         labels[-1] = eos
-        return Example(sample.id, input_ids, labels, num_image, num_point, pixel_values, points)
+        return Example(sample.id, input_ids, labels, num_image, num_point, **shown)
+
+    def _shown(self, sample: Sample, index: int, epoch: int, kinds: list[str]) -> dict[str, Any]:
+        """Views and points of an example, or their features, by the names of `Example`."""
+        if self.features is None:
+            return {
+                "pixel_values": self._views(sample, index, epoch) if "image" in kinds else None,
+                "points": self._points(sample, index, epoch) if "point" in kinds else None,
+            }
+        shown: dict[str, Any] = {"pixel_values": None, "points": None}
+        if "image" in kinds:
+            chosen = self._choose_views(sample, index, epoch, self.features.num_views(index))
+            shown["image_features"] = self.features.views(index, chosen)
+        if "point" in kinds:
+            if not self.features.has_cloud(index):
+                raise DataError("the sample has no points but was drawn with points", where=sample.id)
+            shown["point_features"] = self.features.cloud(index, epoch)
+        return shown
+
+    def _choose_views(self, sample: Sample, index: int, epoch: int, available: int) -> list[int]:
+        if not available:
+            raise DataError("the sample has no images but was drawn with images", where=sample.id)
+        return draw_views(self.seed, epoch, index, available, self.shape.views)
 
     def _views(self, sample: Sample, index: int, epoch: int) -> np.ndarray:
-        if not sample.images:
-            raise DataError("the sample has no images but was drawn with images", where=sample.id)
-        chosen = draw_views(self.seed, epoch, index, len(sample.images), self.shape.views)
+        chosen = self._choose_views(sample, index, epoch, len(sample.images))
         decoded = []
         for view in chosen:
             try:

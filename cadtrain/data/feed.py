@@ -111,10 +111,9 @@ class Feed:
 
     def make_pack(self, order: PackOrder) -> Pack:
         """Read, decode and join the samples of one pack."""
+        read = self.dataset.__getitem__ if self.builder.features is None else self.dataset.texts
         examples = [
-            self.builder.build(
-                self.dataset[draw.index], index=draw.index, epoch=order.epoch, modalities=draw.modalities
-            )
+            self.builder.build(read(draw.index), index=draw.index, epoch=order.epoch, modalities=draw.modalities)
             for draw in order.draws
         ]
         return collate(
@@ -123,6 +122,7 @@ class Feed:
             use_images=order.use_images,
             use_points=order.use_points,
             filler_id=self.builder.tokenizer.eos_token_id,
+            features=self.builder.features,
         )
 
     def _draw(self, epoch: int, index: int, probabilities: Mapping[str, float]) -> str | None:

@@ -62,20 +62,23 @@ class PartDataset:
 
         `points` is a read-only view of the mapped file.
         """
+        batch, row = self._place(index)
+        return _sample(
+            batch, row, points=_points(batch.column("points"), row), images=_images(batch.column("images"), row)
+        )
+
+    def texts(self, index: int) -> Sample:
+        """As `[index]`, without points and images, of which nothing is read."""
+        batch, row = self._place(index)
+        return _sample(batch, row, points=None, images=())
+
+    def _place(self, index: int) -> tuple[pa.RecordBatch, int]:
         size = len(self)
         position = index + size if index < 0 else index
         if not 0 <= position < size:
             raise IndexError(f"sample {index} of a split of {size}")
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        batch, row = self._batches[number], position - int(self._starts[number])
-        return Sample(
-            id=batch.column("id")[row].as_py(),
-            document=batch.column("document")[row].as_py(),
-            caption=batch.column("caption")[row].as_py(),
-            sequence=batch.column("sequence")[row].as_py(),
-            points=_points(batch.column("points"), row),
-            images=_images(batch.column("images"), row),
-        )
+        return self._batches[number], position - int(self._starts[number])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy in another process maps the files itself; nothing of the data travels.
@@ -163,6 +166,17 @@ def _load_table(folder: Path) -> pa.Table:
             hint="Prepare it again with `--overwrite`.",
         )
     return loaded.data.table
+
+
+def _sample(batch: pa.RecordBatch, row: int, *, points: np.ndarray | None, images: tuple[bytes, ...]) -> Sample:
+    return Sample(
+        id=batch.column("id")[row].as_py(),
+        document=batch.column("document")[row].as_py(),
+        caption=batch.column("caption")[row].as_py(),
+        sequence=batch.column("sequence")[row].as_py(),
+        points=points,
+        images=images,
+    )
 
 
 def _points(column: pa.Array, row: int) -> np.ndarray | None:

@@ -149,11 +149,19 @@ def _cluster(request: LaunchRequest, devices: RankDevices, worker: tuple[str, ..
 
 
 def _check_data(config: RunConfig) -> None:
-    """Refuse a folder that is no dataset before anything is made or started; raises `DataError`."""
-    if config.data.path is not None:
+    """Refuse a folder that is no dataset, or holds no features of it, before anything is made or started; raises `DataError`."""
+    path, features = config.data.path, config.data.features
+    if path is not None:
         from cadtrain.data.manifest import Manifest
 
-        Manifest.read(config.data.path)
+        Manifest.read(path)
+    if features is not None:
+        from cadtrain.data.features.agreement import refuse_others
+        from cadtrain.data.features.manifest import FeatureManifest
+
+        manifest = FeatureManifest.read(features)
+        if path is not None:  # procedural parts are made when the run starts
+            refuse_others(config, manifest, features, path)
 
 
 def _check_codec(config: RunConfig, run_dir: Path) -> None:

@@ -6,6 +6,7 @@ Legend: none; tensors are handled by their modules.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,26 @@ def build_model(
     return model.train()
 
 
+def build_encoders(
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    seed: int,
+) -> CadMllm:
+    """The model of `config` with the encoders and projectors that `build_model` would give it, and a language model of shapes only.
+
+    Of the language model nothing but its `config.json` is read. In train mode; frozen encoders are in eval mode.
+    """
+    language = language_config(config.language, None)
+    with building(dtype, device):
+        target = torch.get_default_device()
+        meta = torch.device("meta")
+        model, loaded = _assemble(config, language, "compact", 1, dtype, target, WholeWeights(), language_device=meta)
+        initialize_weights(model, seed=seed, sharding=WholeWeights(), loaded=loaded)
+    return model.train()
+
+
 def _is_new_to(section: LanguageModelConfig, words: Sequence[str]) -> bool:
     """Whether the model of `section` has pretrained weights that never met `words`."""
     return section.pretrained is not None and not knows_vocabulary(section.pretrained, words)
@@ -107,18 +128,24 @@ def _assemble(
     dtype: torch.dtype,
     device: torch.device,
     sharding: Sharding,
+    language_device: torch.device | None = None,
 ) -> tuple[CadMllm, list[str]]:
-    """The model without adapters, and the names of the submodules that hold pretrained weights already."""
+    """The model without adapters, and the names of the submodules that hold pretrained weights already.
+
+    `language_device`, where it is not `device`, is that of the language model.
+    """
     loaded = []
     with no_init_weights():
+        with language_device or nullcontext():
+            language_model = _language_model(config.language, language, dtype, language_device or device, sharding)
         parts = Parts(
-            language=_language_model(config.language, language, dtype, device, sharding),
+            language=language_model,
             image_encoder=None
             if config.image is None
             else build_image_encoder(config.image, dtype=dtype, device=device),
             point_encoder=None if config.point is None else build_point_encoder(config.point),
         )
-        model = CadMllm(_record(config, parts, codec, codec_version, dtype), parts)
+        whole = CadMllm(_record(config, parts, codec, codec_version, dtype), parts)
     for name, section in (
         ("language", config.language),
         ("image_encoder", config.image),
@@ -126,7 +153,7 @@ def _assemble(
     ):
         if section is not None and section.pretrained is not None:
             loaded.append(name)
-    return model, loaded
+    return whole, loaded
 
 
 def _language_model(

@@ -1,7 +1,7 @@
 """CAD-MLLM: a language model that reads text, views and point clouds and writes a CAD sequence.
 
-Legend: T tokens of the pack, S sequences, V views, C clouds, P points of a cloud, N placeholder positions, K targets,
-D width of the language model.
+Legend: T tokens of the pack, S sequences, V views, C clouds, P points of a cloud, L tokens of a view or cloud, N placeholder
+positions, K targets, W width of an encoder, D width of the language model.
 
 A micro-batch is a pack: one flat row of tokens in which `cu_seqlens` tells the sequences apart.
 """
@@ -103,6 +103,8 @@ class CadMllm(PreTrainedModel):
         image_positions: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
         point_positions: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        point_features: torch.Tensor | None = None,
     ) -> CadMllmOutput:
         """The summed loss of one pack, or its logits when there are no labels.
 
@@ -113,7 +115,8 @@ class CadMllm(PreTrainedModel):
         Where `pixel_values` float32[V, 3, H, W] are given, encoder and projector run whether or not the pack holds a
         placeholder for them: `image_positions` int64[N] names the places of the first N / tokens-a-view views, and the
         rest of them, dummies, take part in nothing but the graph. So every rank runs the same modules. `points`
-        float32[C, P, 6] and `point_positions` likewise.
+        float32[C, P, 6] and `point_positions` likewise. `image_features` [V, L, W] and `point_features` [C, L, W], what
+        the encoders once gave, take the place of `pixel_values` and `points`: then the encoders do not run.
         """
         embeddings = self.embed(
             input_ids=input_ids,
@@ -121,6 +124,8 @@ class CadMllm(PreTrainedModel):
             image_positions=image_positions,
             points=points,
             point_positions=point_positions,
+            image_features=image_features,
+            point_features=point_features,
         )
         if torch.is_grad_enabled() and not embeddings.requires_grad:
             # Frozen embeddings under adapters: ZeRO-3 keeps a layer's weights gathered for its backward pass only if its
@@ -149,14 +154,16 @@ class CadMllm(PreTrainedModel):
         image_positions: torch.Tensor | None = None,
         points: torch.Tensor | None = None,
         point_positions: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        point_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The pack's embeddings [T, D], those of its images and clouds in their places."""
+        """The pack's embeddings [T, D], those of its images and clouds in their places; arguments as of `forward`."""
         embeddings = self.language.get_input_embeddings()(input_ids)
-        for what, inputs, positions, encoder, projector in (
-            ("image", pixel_values, image_positions, self.image_encoder, self.image_projector),
-            ("point", points, point_positions, self.point_encoder, self.point_projector),
+        for what, inputs, stored, positions, encoder, projector in (
+            ("image", pixel_values, image_features, image_positions, self.image_encoder, self.image_projector),
+            ("point", points, point_features, point_positions, self.point_encoder, self.point_projector),
         ):
-            if inputs is None:
+            if inputs is None and stored is None:
                 if positions is not None and positions.shape[0]:
                     raise UsageError(
                         f"the pack has {positions.shape[0]} {what} placeholder positions but no {what} inputs."
@@ -166,7 +173,8 @@ class CadMllm(PreTrainedModel):
                 raise UsageError(f"the pack has {what} inputs but the model was built without an encoder for them.")
             if positions is None:
                 positions = input_ids.new_empty(0)
-            embeddings = scatter_features(embeddings, projector(encoder(inputs)), positions, what)
+            features = encoder(inputs) if stored is None else stored_features(stored, inputs, encoder, projector, what)
+            embeddings = scatter_features(embeddings, projector(features), positions, what)
         return embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -188,6 +196,23 @@ class CadMllm(PreTrainedModel):
             if cast_buffer.dtype != torch.float32:
                 setattr(module, name, buffer.to(cast_buffer.device))
         return self
+
+
+def stored_features(
+    stored: torch.Tensor,
+    inputs: torch.Tensor | None,
+    encoder: ImageEncoder | PointEncoder,
+    projector: Projector,
+    what: str,
+) -> torch.Tensor:
+    """`stored` [G, L, W] in the projector's type; raises UsageError unless they can be what `encoder` gave for G views or clouds."""
+    if inputs is not None:
+        raise UsageError(f"the pack has {what} inputs and {what} features; give the one or the other.")
+    if stored.ndim != 3 or tuple(stored.shape[1:]) != (encoder.num_tokens, encoder.width):
+        raise UsageError(
+            f"{what} features of shape {list(stored.shape)}, but the encoder gives [*, {encoder.num_tokens}, {encoder.width}]."
+        )
+    return stored.to(projector.norm.weight.dtype)
 
 
 def _build_parts(config: CadMllmConfig) -> Parts:

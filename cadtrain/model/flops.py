@@ -29,6 +29,8 @@ from cadtrain.config.sections import Component
 from cadtrain.errors import UsageError
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.components import component_of
+from cadtrain.model.encoders.image import ImageEncoder
+from cadtrain.model.encoders.point import PointEncoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,9 @@ class ModelFlops:
         )
 
 
-def count_flops(model: CadMllm, learning: Iterable[Component], *, num_points: int) -> ModelFlops:
+def count_flops(model: CadMllm, learning: Iterable[Component], *, num_points: int, stored: bool = False) -> ModelFlops:
     """The work of `model`, which is on the meta device, in a stage in which the components `learning` learn and a cloud has
-    `num_points` points.
+    `num_points` points. `stored`: features of views and clouds are read, so that only projectors work on them.
 
     Leaves `requires_grad` of the model's parameters as that stage has it. Raises `UsageError` for a decoder whose layers have
     matrices outside of linear layers (a mixture of experts), of which it is not known how many rows each sees.
@@ -112,7 +114,7 @@ def count_flops(model: CadMllm, learning: Iterable[Component], *, num_points: in
     _refuse_other_matrices(layers)
     heads, width = _attention_width(model.language.config)
     pair = Work(2.0, 4.0) * (heads * width) * len(layers)
-    view, cloud = _of_one_view(model), _of_one_cloud(model, num_points)
+    view, cloud = _of_one_view(model, stored), _of_one_cloud(model, num_points, stored)
     return ModelFlops(_matrices(layers), _matrices(head), pair, view, cloud)
 
 
@@ -145,7 +147,7 @@ def _attention_width(config: Any) -> tuple[int, int]:
     return heads, int(key) + int(value)
 
 
-def _of_one_view(model: CadMllm) -> Work:
+def _of_one_view(model: CadMllm, stored: bool) -> Work:
     encoder = model.image_encoder
     if encoder is None:
         return Work()
@@ -153,19 +155,24 @@ def _of_one_view(model: CadMllm) -> Work:
     views = torch.empty(1, 3, side, side, device="meta")
     with _counting(model) as found:
         assert model.image_projector is not None
-        model.image_projector(encoder(views))
+        model.image_projector(_features(encoder) if stored else encoder(views))
     return found[0]
 
 
-def _of_one_cloud(model: CadMllm, num_points: int) -> Work:
+def _of_one_cloud(model: CadMllm, num_points: int, stored: bool) -> Work:
     encoder = model.point_encoder
     if encoder is None:
         return Work()
     points = torch.empty(1, num_points, 6, device="meta")
     with _counting(model) as found:
         assert model.point_projector is not None
-        model.point_projector(encoder(points))
+        model.point_projector(_features(encoder) if stored else encoder(points))
     return found[0]
+
+
+def _features(encoder: ImageEncoder | PointEncoder) -> torch.Tensor:
+    """What was stored of one view or cloud, on the meta device."""
+    return torch.empty(1, encoder.num_tokens, encoder.width, dtype=next(encoder.parameters()).dtype, device="meta")
 
 
 @contextmanager
@@ -203,7 +210,9 @@ class _AttentionCount(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
-            query, key, value = args[:3] if len(args) >= 3 else ((kwargs or {})[name] for name in ("query", "key", "value"))
+            query, key, value = (
+                args[:3] if len(args) >= 3 else ((kwargs or {})[name] for name in ("query", "key", "value"))
+            )
             pairs = query.numel() // query.shape[-1] * key.shape[-2]
             work = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
             records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))

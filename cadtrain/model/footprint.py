@@ -57,6 +57,8 @@ class PackShape:
     """C; 0 where the stage shows no clouds."""
     points: int = 2048
     """P, points of a cloud."""
+    stored: bool = False
+    """Whether stored features are shown in place of views and clouds, so that no encoder runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +208,24 @@ def meta_inputs(model: CadMllm, shape: PackShape) -> dict[str, Any]:
         "labels": ids(shape.tokens),
         "target_positions": ids(shape.targets),
     }
-    if shape.views and model.image_encoder is not None:
-        side = model.image_encoder.image_size
-        inputs["pixel_values"] = torch.empty(shape.views, 3, side, side, device="meta")
-        inputs["image_positions"] = ids(shape.views * model.image_encoder.num_tokens)
-    if shape.clouds and model.point_encoder is not None:
-        inputs["points"] = torch.empty(shape.clouds, shape.points, 6, device="meta")
-        inputs["point_positions"] = ids(shape.clouds * model.point_encoder.num_tokens)
+    dtype = model.language.dtype
+    image, point = model.image_encoder, model.point_encoder
+    if shape.views and image is not None:
+        if shape.stored:
+            inputs["image_features"] = torch.empty(
+                shape.views, image.num_tokens, image.width, dtype=dtype, device="meta"
+            )
+        else:
+            inputs["pixel_values"] = torch.empty(shape.views, 3, image.image_size, image.image_size, device="meta")
+        inputs["image_positions"] = ids(shape.views * image.num_tokens)
+    if shape.clouds and point is not None:
+        if shape.stored:
+            inputs["point_features"] = torch.empty(
+                shape.clouds, point.num_tokens, point.width, dtype=dtype, device="meta"
+            )
+        else:
+            inputs["points"] = torch.empty(shape.clouds, shape.points, 6, device="meta")
+        inputs["point_positions"] = ids(shape.clouds * point.num_tokens)
     return inputs
 
 

@@ -130,6 +130,7 @@ def pack_shape(config: RunConfig, stage: StageConfig, model: CadMllm) -> PackSha
     return PackShape(
         tokens=max(tokens, image + point), targets=round(TARGET_SHARE * tokens), sequences=samples,
         views=samples * views, clouds=samples if point else 0, points=config.data.num_points,
+        stored=config.data.features is not None,
     )  # fmt: skip
 
 

@@ -287,7 +287,8 @@ def _report(
 
 def _flops(config: RunConfig, made: Assembled, learning: list[Component]) -> tuple[ModelFlops | None, str]:
     try:
-        return count_flops(made.shapes, learning, num_points=config.data.num_points), ""
+        stored = config.data.features is not None
+        return count_flops(made.shapes, learning, num_points=config.data.num_points, stored=stored), ""
     except UsageError as error:
         return None, str(error)
 

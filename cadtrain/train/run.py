@@ -23,6 +23,7 @@ from cadtrain.config.deepspeed_config import Precision, deepspeed_config_for
 from cadtrain.config.load import to_yaml
 from cadtrain.config.sections import MODALITY_SETS, RunConfig
 from cadtrain.data.examples import ExampleBuilder, ExampleShape, Tokenizer, count_tokens
+from cadtrain.data.features.store import FeatureStore, SplitFeatures
 from cadtrain.data.feed import Feed
 from cadtrain.data.shards import PartDataset
 from cadtrain.data.synth.make import demo_dataset
@@ -39,6 +40,7 @@ from cadtrain.model.census import take_census
 from cadtrain.model.components import trainable_components
 from cadtrain.model.tokenizer import build_tokenizer
 from cadtrain.train.begin import begin
+from cadtrain.train.encoded import check_encoders, open_features, rest_encoders
 from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding, init_process_group, leave_process_group
 from cadtrain.train.interrupt import StopRequest
 from cadtrain.train.leave import watch_for
@@ -65,6 +67,8 @@ class Feeds:
     train: Feed
     validation: Feed | None
     path: Path
+    features: FeatureStore | None = None
+    """Where the encoders' outputs are read from, if they are not run."""
 
 
 def run(
@@ -144,6 +148,8 @@ class Assembled:
     """The model on the meta device."""
     model: CadMllm
     engine: DeepSpeedEngine
+    sharding: ZeroSharding | None
+    """How weights are made whole under ZeRO-3; None below."""
 
 
 def assemble(config: RunConfig, start: Start) -> Assembled:
@@ -169,9 +175,13 @@ def assemble(config: RunConfig, start: Start) -> Assembled:
     ).to_dict()  # fmt: skip
     sharding = ZeroSharding(deepspeed_config) if config.zero.stage == 3 else None
     model = build(dtype=PRECISIONS[precision], device=device, sharding=sharding)
+    if feeds is not None and feeds.features is not None:
+        check_encoders(feeds.features, model)
     heartbeat.phase("starting the engine")
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
-    return Assembled(feeds, plan, schedule, precision, f"{codec.name} {codec.version}", shapes, model, engine)
+    if config.data.features is not None:
+        rest_encoders(model, zero_stage=int(config.zero.stage))
+    return Assembled(feeds, plan, schedule, precision, f"{codec.name} {codec.version}", shapes, model, engine, sharding)
 
 
 def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, resume: bool) -> TrainState:
@@ -189,6 +199,8 @@ def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, 
     heartbeat.phase("reading a checkpoint" if resume else "starting")
     layout = {"world_size": place.world_size, **facts}
     state, how = begin(config, plan, store, engine, place, layout, codec=written, resume=resume)
+    if feeds.features is not None and how:
+        check_encoders(feeds.features, made.model, made.sharding, after_loading=True)
     order = order_of(config, feeds)
     is_other_order, state.order = bool(state.order) and state.order != order, order
     stages = tuple((stage.name, stage.last_step) for stage in plan.stages)
@@ -255,7 +267,7 @@ def resolve_precision(config: RunConfig, device: torch.device) -> Precision:
 
 
 def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
-    """Open the dataset's splits, count their tokens and keep what fits. Raises `DataError` naming the folder."""
+    """Open the dataset's splits and features, count tokens and keep what fits. Raises `DataError` naming the folder."""
     data, tokens = config.data, modality_tokens(config.model)
     shape = ExampleShape(
         tokens_per_view=tokens.image_tokens_per_view,
@@ -264,6 +276,7 @@ def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
         point_tokens=tokens.point_tokens,
         num_points=data.num_points,
     )
+    features = None if data.features is None else open_features(config, data.features, path)
     used = [key for key in MODALITY_SETS if any(key in stage.probabilities() for stage in config.curriculum)]
 
     def feed(split: str) -> Feed | None:
@@ -271,7 +284,8 @@ def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
         if not len(dataset):
             return None
         respell = respelling(dataset.manifest.codec, data.codec)
-        builder = ExampleBuilder(tokenizer, data.instruction, shape, config.seed, respell)
+        stored = None if features is None else SplitFeatures(features, dataset)
+        builder = ExampleBuilder(tokenizer, data.instruction, shape, config.seed, respell, stored)
         lengths = count_tokens(
             tokenizer, data.instruction, dataset.captions(), dataset.column("sequence"), respell=respell, count=token_counter(data.codec)
         )  # fmt: skip
@@ -289,7 +303,7 @@ def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
             train.num_left_out,
             len(train.dataset),
         )
-    return Feeds(train, feed("validation") if data.validation_samples else None, path)
+    return Feeds(train, feed("validation") if data.validation_samples else None, path, features)
 
 
 def describe(
@@ -312,6 +326,7 @@ def describe(
             + ", ".join(f"{k} {v:,}" for k, v in learns.items()),
         ),
         ("data", f"{kept:,} of {all_samples:,} training samples in {feeds.path}{left_out}"),
+        *([("features", _describe_features(feeds.features))] if feeds.features is not None else []),
         ("codec", _describe_codec(config, feeds.train)),
         (
             "batch",
@@ -330,6 +345,12 @@ def _describe_codec(config: RunConfig, feed: Feed) -> str:
     targets = feed.lengths.target[feed.kept]
     text = f"{config.data.codec}: {np.median(targets):.0f} tokens a sequence in the median, {targets.max()} at most"
     return f"{text}; {added} tokens added to the vocabulary" if added else text
+
+
+def _describe_features(store: FeatureStore) -> str:
+    manifest = store.manifest
+    draws = f", {manifest.variants} draws of points a sample" if "point" in manifest.encoded else ""
+    return f"{manifest.total_rows:,} stored in {store.folder} ({manifest.dtype}{draws}); the encoders are not run"
 
 
 def package_versions() -> dict[str, str]:

@@ -28,6 +28,8 @@ from cadtrain.distributed import Place
 
 if TYPE_CHECKING:
     from cadtrain.model.cad_mllm import CadMllm
+    from cadtrain.model.encoders.image import ImageEncoder
+    from cadtrain.model.encoders.point import PointEncoder
     from cadtrain.model.footprint import PackShape
     from cadtrain.train.engine import DeepSpeedEngine
 
@@ -44,7 +46,7 @@ MICRO_STEPS = 2
 class Request:
     """What the ranks are to measure."""
 
-    shape: dict[str, int]
+    shape: dict[str, Any]
     """Fields of `model.footprint.PackShape`."""
     learning: tuple[str, ...]
     """Components that take a gradient."""
@@ -143,15 +145,8 @@ def _take_steps(engine: DeepSpeedEngine, pack: Pack, request: Request, meter: Me
 
 def make_pack(model: CadMllm, shape: PackShape) -> Pack:
     """A pack of `shape` with random tokens: grey views and points on a line in front, the last positions as targets."""
-    from cadtrain.data.collate import dummy_cloud, dummy_views
-    from cadtrain.data.examples import IGNORED, ExampleShape
+    from cadtrain.data.examples import IGNORED
 
-    image, point = model.image_encoder, model.point_encoder
-    sizes = ExampleShape(
-        tokens_per_view=image.num_tokens if image is not None else 0, views=1,
-        image_size=image.image_size if image is not None else 14,
-        point_tokens=point.num_tokens if point is not None else 0, num_points=shape.points,
-    )  # fmt: skip
     borders = torch.linspace(0, shape.tokens, shape.sequences + 1).round().int()
     lengths = borders.diff().tolist()
     words = torch.Generator().manual_seed(0)
@@ -159,16 +154,49 @@ def make_pack(model: CadMllm, shape: PackShape) -> Pack:
     targets = torch.arange(shape.tokens - shape.targets, shape.tokens)
     labels = torch.full((shape.tokens,), IGNORED)
     labels[targets] = ids[targets]
-    num_image, num_point = shape.views * sizes.tokens_per_view, shape.clouds * sizes.point_tokens
+    image, point = model.image_encoder, model.point_encoder
+    num_image = shape.views * image.num_tokens if image is not None else 0
+    num_point = shape.clouds * point.num_tokens if point is not None else 0
     return Pack(
         input_ids=ids, position_ids=torch.cat([torch.arange(length) for length in lengths]), cu_seqlens=borders,
         labels=labels, target_positions=targets, max_seqlen=max(lengths),
-        pixel_values=torch.from_numpy(dummy_views(sizes)).repeat(shape.views, 1, 1, 1) if shape.views else None,
         image_positions=torch.arange(num_image) if shape.views else None,
-        points=torch.from_numpy(dummy_cloud(sizes)).repeat(shape.clouds, 1, 1) if shape.clouds else None,
         point_positions=torch.arange(num_image, num_image + num_point) if shape.clouds else None,
-        sample_ids=(),
+        sample_ids=(), **(_features(model, shape) if shape.stored else _dummies(model, shape)),
     )  # fmt: skip
+
+
+def _dummies(model: CadMllm, shape: PackShape) -> dict[str, torch.Tensor | None]:
+    """Views and clouds of the pack."""
+    from cadtrain.data.collate import dummy_cloud, dummy_views
+    from cadtrain.data.examples import ExampleShape
+
+    image, point = model.image_encoder, model.point_encoder
+    sizes = ExampleShape(
+        tokens_per_view=image.num_tokens if image is not None else 0, views=1,
+        image_size=image.image_size if image is not None else 14,
+        point_tokens=point.num_tokens if point is not None else 0, num_points=shape.points,
+    )  # fmt: skip
+    return {
+        "pixel_values": torch.from_numpy(dummy_views(sizes)).repeat(shape.views, 1, 1, 1) if shape.views else None,
+        "points": torch.from_numpy(dummy_cloud(sizes)).repeat(shape.clouds, 1, 1) if shape.clouds else None,
+    }
+
+
+def _features(model: CadMllm, shape: PackShape) -> dict[str, torch.Tensor | None]:
+    """What a run that reads features has in place of views and clouds."""
+
+    def rows(encoder: ImageEncoder | PointEncoder | None, count: int) -> torch.Tensor | None:
+        if encoder is None or not count:
+            return None
+        return torch.zeros(count, encoder.num_tokens, encoder.width, dtype=model.language.dtype)
+
+    return {
+        "pixel_values": None,
+        "points": None,
+        "image_features": rows(model.image_encoder, shape.views),
+        "point_features": rows(model.point_encoder, shape.clouds),
+    }
 
 
 class Meter(Protocol):
@@ -283,12 +311,16 @@ def _deepspeed_settings(config: RunConfig, device: torch.device) -> dict[str, An
 
 def _build(config: RunConfig, settings: dict[str, Any], device: torch.device) -> tuple[CadMllm, DeepSpeedEngine]:
     """Model and engine as `train.run` makes them."""
+    from cadtrain.train.encoded import rest_encoders
     from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding
     from cadtrain.train.run import PRECISIONS, resolve_precision
 
     sharding = ZeroSharding(settings) if config.zero.stage == 3 else None
     model = _model(config, device=device, dtype=PRECISIONS[resolve_precision(config, device)], sharding=sharding)
-    return model, DeepSpeedEngine(model, config=settings, optim=config.optim, device=device)
+    engine = DeepSpeedEngine(model, config=settings, optim=config.optim, device=device)
+    if config.data.features is not None:
+        rest_encoders(model, zero_stage=int(config.zero.stage))
+    return model, engine
 
 
 def _model(config: RunConfig, **place: Any) -> CadMllm:

@@ -110,5 +110,5 @@ def test_moving_a_pack_keeps_what_is_no_tensor() -> None:
     assert (moved.max_seqlen, moved.sample_ids) == (pack.max_seqlen, pack.sample_ids)
     assert set(pack.model_inputs()) == {
         "input_ids", "position_ids", "cu_seqlens", "labels", "target_positions", "max_seqlen", "pixel_values", "image_positions",
-        "points", "point_positions",
+        "points", "point_positions", "image_features", "point_features",
     }  # fmt: skip

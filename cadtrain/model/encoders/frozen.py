@@ -28,5 +28,10 @@ class Freezable(nn.Module):
         return super().train(mode and self.trainable)
 
     def recording(self) -> torch.autograd.grad_mode.set_grad_enabled:
-        """Context in which the forward pass runs: records only for a trainable encoder, and only where recording is on."""
+        """Context in which the forward pass runs: records only for a trainable encoder, and only where recording is on.
+
+        Not `torch.inference_mode`, whose tensors the projector could not save for its backward pass; and weights that ZeRO-3
+        gathers inside of it would be such tensors as well, which nothing may write to afterwards. What it would save over
+        this is the version counter of each tensor. `cadtrain data encode`, where nothing learns, runs in it.
+        """
         return torch.set_grad_enabled(self.trainable and torch.is_grad_enabled())
