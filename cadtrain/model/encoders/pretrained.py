@@ -109,8 +109,9 @@ def _read_config(source: str) -> Dinov2Config:
     try:
         found = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
+        hint = "Give a local folder or a hub name of a DINOv2."
         raise ConfigError(
-            [Fault(f"{_IMAGE}.pretrained", f"no model could be opened from {source!r}: {error}")]
+            [Fault(f"{_IMAGE}.pretrained", f"no model could be opened from {source!r}: {error}", hint)]
         ) from error
     if not isinstance(found, Dinov2Config):
         raise ConfigError([Fault(f"{_IMAGE}.pretrained", f"{source!r} is a {found.model_type}, not a dinov2")])

@@ -10,6 +10,7 @@ asks for is refused.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,21 +23,21 @@ from safetensors.torch import load_file
 from cadtrain.errors import ConfigError, Fault
 
 _RECORDS = ("omegaconf.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "lightning_utilities.")
-_PLAIN = (
-    "typing.Any", "collections.defaultdict",
-    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "set", "int", "float", "bool", "str")),
-)  # fmt: skip
+_KINDS = ("typing.Any", *(f"builtins.{name}" for name in ("dict", "list", "tuple", "set", "int", "float", "bool", "str")))
 """What OmegaConf's records name as the types of their fields."""
 
 
 class _StandIn:
-    """Takes any arguments, state and items, and keeps none."""
+    """Takes any arguments and state, and keeps none."""
 
     def __init__(self, *values: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+def _stand_in_dict(*values: Any) -> dict[Any, Any]:
+    """In the place of `defaultdict`, to which torch's reader adds no items."""
+    return {}
 
 
 def read_state(path: Path, *, where: str) -> dict[str, torch.Tensor]:
@@ -53,9 +54,8 @@ def read_state(path: Path, *, where: str) -> dict[str, torch.Tensor]:
         hint = (
             "Nothing of it was run. Save its state dict alone: `torch.save(checkpoint['state_dict'], 'weights.bin')`."
         )
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            [Fault(where, f"{path} could not be read as a state dict: {reason[0]}", hint)]
+            [Fault(where, f"{path} could not be read as a state dict: {_reason(error)}.", hint)]
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -72,7 +72,19 @@ def _read_torch_file(path: Path) -> Any:
             raise ValueError("its records are compressed, which torch.save never does")
     asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     stand_ins: list[Any] = [
-        (type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in asked if name.startswith(_RECORDS) or name in _PLAIN
+        (type(name.rpartition(".")[2], (_StandIn,), {}), name)
+        for name in asked
+        if name.startswith(_RECORDS) or name in _KINDS
     ]
+    stand_ins.append((_stand_in_dict, "collections.defaultdict"))
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _reason(error: Exception) -> str:
+    """The part of torch's long message that says what is wrong; the rest of it advises to read the file unsafely."""
+    text = str(error).strip()
+    if found := re.search(r"(?i)unsupported (?:global: )?GLOBAL (\S+)", text):
+        return f"it asks for {found[1]}, which no state dict needs"
+    _, _, rest = text.partition("WeightsUnpickler error:")
+    return (rest or text or type(error).__name__).strip().splitlines()[0].rstrip(".")
