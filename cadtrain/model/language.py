@@ -8,13 +8,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -24,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig
 from cadtrain.errors import ConfigError, Fault
 from cadtrain.model import attention
+from cadtrain.model.pretrained import load_whole
 from cadtrain.model.tokenizer import first_added_id, num_ids
 from cadtrain.model.vocabulary import ROWS_MULTIPLE
 
@@ -71,18 +70,15 @@ def load_language_model(
 ) -> PreTrainedModel:
     """The pretrained language model in `source` (a folder or hub name), whole, on `device`.
 
-    Where `config` has a larger vocabulary than the weights, the rows behind theirs have no values yet.
+    transformers maps safetensors files and copies weight by weight, so a rank's host memory stays that of one weight;
+    where dtype and device are the files' own (bf16 on the CPU) the weights stay in the mapping. Where `config` has a larger vocabulary than the weights, the rows behind theirs have no values yet.
     """
     stored = copy.deepcopy(config)
     stored.vocab_size = _from_pretrained(source).vocab_size
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=stored, dtype=dtype, attn_implementation=attention.NAME, device_map={"": device}
-        )
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ConfigError(
-            [Fault(f"{_WHERE}.pretrained", f"the weights of {source!r} could not be loaded: {error}")]
-        ) from error
+    model: PreTrainedModel = load_whole(
+        AutoModelForCausalLM, source, where=f"{_WHERE}.pretrained", config=stored, dtype=dtype,
+        attn_implementation=attention.NAME, device_map={"": device},
+    )  # fmt: skip
     if config.vocab_size != stored.vocab_size:
         model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
     return _checked(model)
@@ -181,6 +177,10 @@ def _unsupported(config: PreTrainedConfig) -> list[Fault]:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return [Fault(_WHERE, f"{config.model_type} is not a causal language model that transformers can build")]
     faults = []
+    if quantized := getattr(config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        hint = "Name the model from which it was made, in bf16 or fp32."
+        faults.append(Fault(f"{_WHERE}.pretrained", f"its weights are quantized ({method}), which cannot be trained.", hint))
     layers = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if layers:
         faults.append(

@@ -1,4 +1,6 @@
-"""Pretrained weights, read tensor by tensor into a language model whose weights are shared out between ranks.
+"""Pretrained weights of transformers models: whole on every rank, or each rank its share from the mapped files.
+
+Either way a weight that the files lack is a fault. transformers would only report it, and training would begin from noise.
 
 Legend: none; weights are handled by name.
 """
@@ -6,9 +8,11 @@ Legend: none; weights are handled by name.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -22,21 +26,50 @@ from cadtrain.model.weights import Sharding
 
 _WHERE = "model.language.pretrained"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_MORE = "has weights that the model lacks:"
+
+
+def load_whole(kind: Any, source: str, *, where: str, may_have_more: bool = False, **options: Any) -> Any:
+    """The model that `kind.from_pretrained(source, **options)` gives, with every weight of it read from the files.
+
+    `may_have_more`: the files may hold weights that the model has no place for, a classifier on top say. Raises ConfigError
+    at `where` for files that cannot be read, and naming weights that are missing, left over or of another shape.
+    """
+    try:
+        # Other shapes are told of below, by name; transformers' own error names none.
+        model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ConfigError([Fault(where, f"the weights of {source!r} could not be loaded: {error}")]) from error
+    shapes = [(name, list(found), list(wanted)) for name, found, wanted in info["mismatched_keys"]]
+    other = {name for name, _, _ in shapes}
+    faults = [
+        *_names_fault(source, "lacks", set(info["missing_keys"]) - other, where=where),
+        *(Fault(where, f"{name} has shape {found}, the model wants {wanted}") for name, found, wanted in shapes[:3]),
+    ]
+    if not may_have_more:
+        faults += _names_fault(source, _MORE, set(info["unexpected_keys"]) - other, where=where)
+    if faults:
+        raise ConfigError(faults)
+    return model
 
 
 @torch.no_grad()
 def fill_from_files(model: PreTrainedModel, source: str, sharding: Sharding) -> None:
     """Read the safetensors files of `source` (a folder or hub name) into `model`, one weight at a time.
 
-    All ranks call this; only the source rank reads tensors, so no rank ever holds more than one whole weight besides
-    its share. Embedding and head may have more rows than the files; those behind theirs are left alone. Raises ConfigError naming weights that are missing, left over or of another shape.
+    All ranks call this. Each reads its own share of a weight from the mapped file, so that together they read the files
+    once, nothing is sent, and no rank holds more than its share; a weight whose share cannot be written in place is read by
+    the source rank and sent. Embedding and head may have more rows than the files; those behind theirs are left alone.
+    Raises ConfigError naming weights that are missing, left over or of another shape.
     """
-    files = _weight_files(source)
     parameters = dict(model.named_parameters())
+    files = _weight_files(source)
+    places = {_place(name, parameters, model.base_model_prefix): name for name in files}
+    files = {place: files[name] for place, name in places.items()}
     ignored = {name for name in files if name.endswith("inv_freq")} | set(model.all_tied_weights_keys)
     faults = [
         *_names_fault(source, "lacks", set(parameters) - set(files)),
-        *_names_fault(source, "has weights that the model lacks:", set(files) - set(parameters) - ignored),
+        *_names_fault(source, _MORE, set(files) - set(parameters) - ignored),
     ]
     if faults:
         raise ConfigError(faults)
@@ -45,7 +78,12 @@ def fill_from_files(model: PreTrainedModel, source: str, sharding: Sharding) -> 
     for path in sorted(set(files.values())):
         with _opened(path) as tensors:
             for name in sorted(name for name in parameters if files[name] == path):
-                _fill(parameters[name], name, tensors, sharding, can_grow=id(parameters[name]) in can_grow)
+                _fill(parameters[name], places[name], tensors, sharding, can_grow=id(parameters[name]) in can_grow)
+
+
+def _place(name: str, parameters: Iterable[str], prefix: str) -> str:
+    """What the model calls the files' `name`: a model saved without its head leaves out the prefix of all but the head."""
+    return f"{prefix}.{name}" if name not in parameters and f"{prefix}.{name}" in parameters else name
 
 
 @contextmanager
@@ -64,6 +102,12 @@ def _fill(parameter: nn.Parameter, name: str, tensors: safe_open, sharding: Shar
     wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))  # the shape of a shared-out weight itself is empty
     if found != wanted and not (can_grow and found[0] < wanted[0] and found[1:] == wanted[1:]):
         raise ConfigError([Fault(_WHERE, f"{name} has shape {list(found)}, the model wants {list(wanted)}")])
+    share = sharding.share(parameter)
+    if share is not None:
+        # A view of the mapped file: only the pages of this rank's part are ever read.
+        values = tensors.get_tensor(name).view(-1)[share.start : share.start + share.held.numel()]
+        share.held[: values.numel()].copy_(values)
+        return
     with sharding.gather([parameter]):
         if sharding.is_source:
             target = parameter.data[: found[0]] if can_grow else parameter.data
@@ -81,8 +125,13 @@ def _weight_files(source: str) -> dict[str, Path]:
     if (folder / _INDEX).is_file():
         return _indexed(folder)
     if not (folder / _SINGLE).is_file():
-        hint = "Save the model with `save_pretrained` first, or train with a lower ZeRO stage."
-        raise ConfigError([Fault(_WHERE, f"{folder} has no {_SINGLE}; only safetensors are read under ZeRO-3.", hint)])
+        other = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
+        held = f" (it holds {', '.join(other[:3])})" if other else ""
+        hint = (
+            "Save the model as safetensors (`AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)`), or train with a "
+            "lower ZeRO stage."
+        )
+        raise ConfigError([Fault(_WHERE, f"{folder} has no {_SINGLE}{held}; ZeRO-3 reads nothing else.", hint)])
     with _opened(folder / _SINGLE) as tensors:
         return dict.fromkeys(tensors.keys(), folder / _SINGLE)
 
@@ -101,10 +150,12 @@ def _indexed(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in files.items()}
 
 
-def _names_fault(source: str, says: str, names: Iterable[str]) -> list[Fault]:
+def _names_fault(source: str, says: str, names: Iterable[str], *, where: str = _WHERE) -> list[Fault]:
     listed = sorted(names)
     if not listed:
         return []
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    hint = "Where the model's names differ from its files', train with a lower ZeRO stage."
-    return [Fault(_WHERE, f"{source!r} {says} {', '.join(listed[:3])}{more}.", hint)]
+    hint = "Do its `config.json` and its weights belong together?"
+    if where == _WHERE and says != "lacks":
+        hint += " Under a lower ZeRO stage transformers renames the weights of older files."
+    return [Fault(where, f"{source!r} {says} {', '.join(listed[:3])}{more}.", hint)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,10 +23,21 @@ ADAPTERS = (".lora_", ".added_rows.")
 """What the names of weights that stand beside frozen ones hold: low-rank adapters, and rows of added tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """This rank's part of one weight, to be written in place."""
+
+    held: torch.Tensor
+    """What the rank keeps: a flat tensor, which may be longer than the rest of the weight from `start` on."""
+    start: int
+    """The value of the flattened weight that `held` begins with; behind the last one where this rank has only padding."""
+
+
 class Sharding(Protocol):
     """How the language model's weights are shared out between ranks while the model is built (ZeRO-3).
 
-    With DeepSpeed: `construct` is `zero.Init`, `gather` is `GatheredParameters(..., modifier_rank=0)`.
+    With DeepSpeed: `construct` is `zero.Init`, `gather` is `GatheredParameters(..., modifier_rank=0)`, `share` is the
+    parameter's `ds_tensor`.
     """
 
     is_source: bool
@@ -36,6 +48,9 @@ class Sharding(Protocol):
 
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[object]:
         """Context in which `parameters` are whole; on leaving, the source rank's values are kept. All ranks enter it."""
+
+    def share(self, parameter: nn.Parameter) -> Share | None:
+        """What this rank keeps of `parameter`; None on all ranks where only `gather` can set it. No collective."""
 
 
 class WholeWeights:
@@ -48,6 +63,9 @@ class WholeWeights:
 
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def share(self, parameter: nn.Parameter) -> Share | None:
+        return Share(parameter.data.view(-1), 0) if parameter.is_contiguous() else None
 
 
 @contextmanager

@@ -10,10 +10,11 @@ Accumulation is in fp32 at every stage; at ZeRO-0 in bf16, where DeepSpeed has n
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +35,7 @@ from cadtrain.model.components import (
     encoder_block_classes,
     trainable_components,
 )
+from cadtrain.model.weights import Share
 from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
 from cadtrain.train.shards import safe_checkpoint_engine
@@ -153,17 +155,47 @@ class ZeroSharding:
         self._config = config
         self.is_source = dist.get_rank() == 0
 
-    def construct(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def construct(self) -> Iterator[None]:
         import deepspeed
 
-        context: AbstractContextManager[object] = deepspeed.zero.Init(config_dict_or_path=self._config)
-        return context
+        context: Any = deepspeed.zero.Init(config_dict_or_path=self._config)
+
+        def share_out(parameter: torch.nn.Parameter) -> None:
+            context._convert_to_deepspeed_param(parameter)
+            parameter.partition()  # type: ignore[attr-defined]
+
+        # DeepSpeed's own sends every weight from rank 0 to all before it keeps a part of it. Ours have no values yet when
+        # they are made: they are read or drawn afterwards, so a whole model would be sent for nothing.
+        if hasattr(context, "_zero_init_param"):
+            context._zero_init_param = share_out
+        with context:
+            yield
+        gc.collect()  # the own weight of a head that is tied to the embedding: only a ring of DeepSpeed's closures holds it
 
     def gather(self, parameters: Sequence[torch.nn.Parameter]) -> AbstractContextManager[object]:
         import deepspeed
 
         context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0)
         return context
+
+    def share(self, parameter: torch.nn.Parameter) -> Share | None:
+        """The N-th part of `parameter` that this rank keeps; None where DeepSpeed keeps it in another form.
+
+        Those forms: on NVMe, quantized, in a second copy per group of ranks (hpZ), and whole because it is gathered just now.
+        """
+        held: Any = getattr(parameter, "ds_tensor", None)
+        if (
+            held is None
+            or held.final_location is not None
+            or held.status.name != "AVAILABLE"
+            or hasattr(held, "ds_quant_scale")
+            or getattr(parameter, "ds_secondary_tensor", None) is not None
+            or parameter.ds_status.name != "NOT_AVAILABLE"  # type: ignore[attr-defined]
+        ):
+            return None
+        rank = int(parameter.ds_zero_partition_rank)  # type: ignore[attr-defined]
+        return Share(held.data.view(-1), rank * held.numel())
 
 
 class DeepSpeedEngine:

@@ -167,6 +167,9 @@ class RecordingSharding:
             self.whole[id(parameter)] = parameter.data
             parameter.data = torch.empty(0)
 
+    def share(self, parameter: nn.Parameter) -> None:
+        return None
+
 
 def _build_shared_out(config: ModelConfig, sharding: RecordingSharding) -> dict[str, torch.Tensor]:
     model = build_model(

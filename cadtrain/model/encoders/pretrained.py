@@ -5,14 +5,11 @@ Legend: none; everything here works on whole modules.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
@@ -20,7 +17,9 @@ from cadtrain.config.sections import ImageEncoderConfig, PointEncoderConfig
 from cadtrain.errors import ConfigError, Fault
 from cadtrain.model.encoders.image import ImageEncoder
 from cadtrain.model.encoders.point import PointEncoder
+from cadtrain.model.encoders.state_file import read_state
 from cadtrain.model.language import unknown_fields
+from cadtrain.model.pretrained import load_whole
 
 _IMAGE, _POINT = "model.image", "model.point"
 
@@ -58,13 +57,10 @@ def build_image_encoder(config: ImageEncoderConfig, *, dtype: torch.dtype, devic
     found = dinov2_config(config)
     model = None
     if config.pretrained is not None and device.type != "meta":
-        try:
-            model = Dinov2Model.from_pretrained(
-                config.pretrained, config=found, dtype=dtype, attn_implementation="sdpa", device_map={"": device}
-            )
-        except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-            message = f"the weights of {config.pretrained!r} could not be loaded: {error}"
-            raise ConfigError([Fault(f"{_IMAGE}.pretrained", message)]) from error
+        model = load_whole(
+            Dinov2Model, config.pretrained, where=f"{_IMAGE}.pretrained", may_have_more=True, config=found, dtype=dtype,
+            attn_implementation="sdpa", device_map={"": device},
+        )  # fmt: skip
     return ImageEncoder(found, image_size=config.image_size, trainable=config.trainable, model=model)
 
 
@@ -85,9 +81,10 @@ def load_point_weights(encoder: nn.Module, path: Path) -> None:
     """Fill `encoder` from a state dict, of its own or inside a whole Michelangelo checkpoint.
 
     Where no name fits as it stands, the names under the prefix of the tensor `…query` are taken, so that a checkpoint of
-    the whole shape model loads too. Raises ConfigError naming what is missing, left over, or of another shape.
+    the whole shape model loads too. Raises ConfigError naming what is missing, left over, or of another shape, and the
+    sizes that the file is of.
     """
-    state = _under_prefix(_read_state(path), set(encoder.state_dict()))
+    state = _under_prefix(read_state(path, where=f"{_POINT}.pretrained"), set(encoder.state_dict()))
     wanted = encoder.state_dict()
     missing, unexpected = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     shapes = [
@@ -101,7 +98,7 @@ def load_point_weights(encoder: nn.Module, path: Path) -> None:
         *([f"other shapes: {_some(shapes)}"] if shapes else []),
     ]
     if problems:
-        hint = "Do num_latents, width, num_layers and num_frequencies agree with the file?"
+        hint = _sizes_hint(state) or "Is it the state dict of a Michelangelo shape model, or of its encoder?"
         raise ConfigError(
             [Fault(f"{_POINT}.pretrained", f"{path} does not fit the point encoder; {'; '.join(problems)}.", hint)]
         )
@@ -112,39 +109,37 @@ def _read_config(source: str) -> Dinov2Config:
     try:
         found = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
+        hint = "Give a local folder or a hub name of a DINOv2."
         raise ConfigError(
-            [Fault(f"{_IMAGE}.pretrained", f"no model could be opened from {source!r}: {error}")]
+            [Fault(f"{_IMAGE}.pretrained", f"no model could be opened from {source!r}: {error}", hint)]
         ) from error
     if not isinstance(found, Dinov2Config):
         raise ConfigError([Fault(f"{_IMAGE}.pretrained", f"{source!r} is a {found.model_type}, not a dinov2")])
     return found
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    where = f"{_POINT}.pretrained"
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ConfigError([Fault(where, f"{path} could not be read as a state dict: {error}")]) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError([Fault(where, f"{path} holds no state dict: a mapping of names to tensors")])
-    return state
-
-
 def _under_prefix(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
-    if wanted & set(state):
-        return state
-    prefixes = [name.removesuffix("query") for name in state if name.endswith(".query")]
+    """The point encoder's part of `state`, under its own names."""
+    prefixes = ["", *(name.removesuffix("query") for name in state if name.endswith(".query"))]
     for prefix in prefixes:
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if wanted & set(inside):
-            # Michelangelo keeps the frequencies of its embedder as a buffer; they are constants here.
+            # Michelangelo may keep the frequencies of its embedder as a buffer; they are constants here.
             return {name: value for name, value in inside.items() if not name.startswith("fourier_embedder.")}
     return state
+
+
+def _sizes_hint(state: dict[str, torch.Tensor]) -> str:
+    """What the configuration must say for the weights of `state`; empty where they are none of a point encoder."""
+    query, projection = state.get("query"), state.get("input_proj.weight")
+    if query is None or projection is None or query.dim() != 2 or projection.dim() != 2:
+        return ""
+    if any(name.endswith((".c_q.bias", ".c_kv.bias", ".c_qkv.bias")) for name in state):
+        return "It was made with `qkv_bias: true`; only encoders without biases on queries, keys and values are read."
+    layers = {name.split(".")[2] for name in state if name.startswith("self_attn.resblocks.")}
+    frequencies = ((projection.shape[1] - 3) / 3 - 1) / 2
+    sizes = {"num_latents": query.shape[0], "width": query.shape[1], "num_layers": len(layers), "num_frequencies": f"{frequencies:g}"}
+    return f"The file is of {', '.join(f'{name}: {size}' for name, size in sizes.items())}; does `model.point` say so?"
 
 
 def _some(names: list[str], limit: int = 5) -> str:
