@@ -51,49 +51,59 @@ class WorstStep:
         return max(found.outside for found in self.ranks) + self.driver_bytes
 
 
-def run_worst_step(
-    request: LaunchRequest,
-    *,
-    announce: Callable[[str], None],
-    needs_idle: bool = True,
-    worker: Sequence[str] | None = None,
-) -> WorstStep:
-    """Start the ranks of `request` on the worst pack of its configuration, and wait for them. Called from the main thread.
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step that may be taken."""
 
-    Raises `TrainingError` with the first failing rank's words, and with `needs_idle` `EnvironmentFault` where others use the
-    GPUs. On a machine without GPUs the ranks run on the CPU. `worker` is a module that ends in `train.worst_step.main`; by default that itself.
+    launch: LaunchPlan
+    config: RunConfig
+    """With the decided ZeRO stage, and the precision that the ranks will take."""
+    pack: WorstPack
+
+
+def plan_worst_step(request: LaunchRequest, *, worker: str = "") -> PlannedStep:
+    """The worst pack of the configuration of `request`, with what would start ranks for it; starts nothing.
+
+    `worker` is a module that ends in `train.worst_step.main`; by default that itself. Raises as `plan_launch` does.
     """
     from cadtrain.launch.planning import plan_launch
+    from cadtrain.plan.worst_pack import worst_pack
+    from cadtrain.train.worst_step import MODULE
+
+    plan = plan_launch(request, worker=(worker or MODULE,))
+    config, gpus = plan.config, plan.devices.gpus
+    if not gpus and config.precision == "auto":
+        config = config.model_copy(update={"precision": "fp32"})
+    memory = min((gpu.memory_total for gpu in gpus), default=0)
+    pack = worst_pack(config, plan.devices.num_ranks, memory, kernels="cuda" if gpus else "cpu")
+    return PlannedStep(plan, config, pack)
+
+
+def take_worst_step(step: PlannedStep, *, announce: Callable[[str], None]) -> WorstStep:
+    """Start the ranks of `step`, and wait for them. Called from the main thread.
+
+    Raises `TrainingError` with the first failing rank's words. On a machine without GPUs the ranks run on the CPU.
+    """
     from cadtrain.launch.start import start
     from cadtrain.launch.supervise import GracePeriods
-    from cadtrain.plan.worst_pack import choice_of, worst_pack
-    from cadtrain.train.worst_step import MODULE, Request, read_results, write_request
+    from cadtrain.plan.worst_pack import choice_of
+    from cadtrain.train.worst_step import Request, read_results, write_request
 
-    plan = plan_launch(request, worker=worker or (MODULE,))
-    is_cpu = plan.devices.kind == "cpu"
-    if needs_idle:
-        _check_idle(plan)
-    config = plan.config
-    if is_cpu and config.precision == "auto":
-        config = config.model_copy(update={"precision": "fp32"})
-    memory = min((gpu.memory_total for gpu in plan.devices.gpus), default=0)
-    pack = worst_pack(config, plan.devices.num_ranks, memory, kernels="cpu" if is_cpu else "cuda")
+    plan, pack, devices = step.launch, step.pack, step.launch.devices
     write_request(plan.run_dir, Request(asdict(pack.shape), pack.learning))
-    choice = choice_of(config)
-    announce(
-        f"{choice.describe()} on {plan.devices.describe()}: stage {pack.stage}, {pack.shape.tokens:,} tokens a pack"
-    )
+    choice = choice_of(step.config)
+    announce(f"{choice.describe()} on {devices.describe()}: stage {pack.stage}, {pack.shape.tokens:,} tokens a pack")
     # Ranks have nothing to save: they need no time to leave.
     outcome = start(plan, announce=announce, grace=GracePeriods(stop=5.0, failure=2.0), stdout=2)
     _check_outcome(outcome)
     results = read_results(plan.run_dir)
     return WorstStep(
-        config=config, device="CPU" if is_cpu else plan.devices.gpus[0].name, num_ranks=plan.devices.num_ranks,
-        choice=choice, pack=pack, ranks=tuple(results), driver_bytes=_driver_bytes(plan, results), seconds=outcome.seconds,
+        config=step.config, device=devices.gpus[0].name if devices.gpus else "CPU", num_ranks=devices.num_ranks, choice=choice,
+        pack=pack, ranks=tuple(results), driver_bytes=_driver_bytes(plan, results), seconds=outcome.seconds,
     )  # fmt: skip
 
 
-def _check_idle(plan: LaunchPlan) -> None:
+def check_idle(plan: LaunchPlan) -> None:
     """Refuse GPUs that hold others' memory, which would be taken for this run's; raises `EnvironmentFault`."""
     from cadtrain.errors import EnvironmentFault
     from cadtrain.units import format_bytes

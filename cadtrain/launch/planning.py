@@ -113,7 +113,8 @@ def plan_launch(
         _check_codec(config, request.run_dir)
     devices = _devices(request, environ)
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
-    choice = choose_stage(config, devices.num_ranks, memory, host_weights=request.offload)
+    name = devices.gpus[0].name if devices.gpus else ""
+    choice = choose_stage(config, devices.num_ranks, memory, host_weights=request.offload, device=name)
     config = with_stage(config, choice.stage, offload_parameters=request.offload and choice.stage == 3)
     run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
     check_run_dir(run_dir, resume=request.resume)

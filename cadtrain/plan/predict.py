@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cadtrain.plan.calibration import NOTHING_KNOWN, Corrections, corrections_for, key_of
 from cadtrain.plan.memory import (
     STAGES,
     Choice,
@@ -85,6 +86,8 @@ class RunPlan:
     """Frozen weights on the disk, written once a run."""
     num_kept: int
     """Checkpoints on the disk at once: those kept, and the one being written."""
+    corrections: Corrections = NOTHING_KNOWN
+    """What measured steps taught; the options' memory is corrected already."""
 
     @property
     def disk_bytes(self) -> int:
@@ -231,9 +234,12 @@ def count_samples(config: RunConfig) -> int:
 
 def predict(
     config: RunConfig, num_ranks: int, memory_bytes: int, gpu: GpuKind | None, *,
-    recompute: Sequence[Recompute] = ("none", "full"),
+    recompute: Sequence[Recompute] = ("none", "full"), device: str = "",
 ) -> RunPlan:  # fmt: skip
-    """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch."""
+    """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch.
+
+    Where steps were measured on devices called `device` (`plan.calibration`), memory is corrected by them.
+    """
     model = model_facts(config, recompute)
     known = gpu or gpu_named("H100")
     samples = count_samples(config)
@@ -241,6 +247,8 @@ def predict(
         price(config, model, choice, num_ranks, memory_bytes, known, samples)
         for choice in choices(config, num_ranks, recompute)
     ]
+    corrections = measured_before(model, num_ranks, device)
+    options = corrections.options(options, memory_bytes)
     best = fastest(options)
     frozen = checkpoint_bytes(model.census, 0, element_bytes=model.element_bytes)[1]
     return RunPlan(
@@ -248,7 +256,15 @@ def predict(
         micro_batch_tokens=config.batch.micro_batch_tokens, options=tuple(options), best=best,
         advice=_advice(config, model, options, best, num_ranks, memory_bytes, known),
         frozen_bytes=frozen, num_kept=config.checkpoint.keep_last + config.checkpoint.keep_best + 1,
+        corrections=corrections,
     )  # fmt: skip
+
+
+def measured_before(model: ModelFacts, num_ranks: int, device: str) -> Corrections:
+    """What steps of such a model on devices called `device` taught; nothing for a device without a name."""
+    if not device:
+        return NOTHING_KNOWN
+    return corrections_for(key_of(device, model.census, element_bytes=model.element_bytes, num_ranks=num_ranks))
 
 
 def fastest(options: Sequence[Option]) -> Option | None:

@@ -34,13 +34,13 @@ class StageChoice:
 
 
 def choose_stage(
-    config: RunConfig, num_ranks: int, memory_bytes: int | None, *, host_weights: bool = False
+    config: RunConfig, num_ranks: int, memory_bytes: int | None, *, host_weights: bool = False, device: str = ""
 ) -> StageChoice:
     """The stage for `config` on `num_ranks` devices of `memory_bytes` each (None: CPU ranks; 0: not known).
 
     A stage that the configuration names is kept. `auto` takes the lowest that fits: DeepSpeed is fastest there. On the
     CPU it takes 2, which shares memory on one host and gathers no weights. `host_weights`: stage 3, if taken, will keep
-    its weights in host memory.
+    its weights in host memory. `device`: the devices' name, under which steps may have been measured.
     """
     zero = config.zero
     is_auto = zero.stage == "auto"
@@ -52,7 +52,7 @@ def choose_stage(
         unknown = "the device's memory is" if not memory_bytes else "the model's shapes are"
         lowest: ZeroStage = 3 if num_ranks > 1 or zero.offload_optimizer or zero.offload_parameters else 0
         return StageChoice(lowest, f"{unknown} not known, so the stage that needs least", {})
-    priced = _priced(config, num_ranks, memory_bytes, host_weights=host_weights)
+    priced = _priced(config, num_ranks, memory_bytes, host_weights=host_weights, device=device)
     needed = {option.choice.stage: option.memory.total for option in priced}
     if zero.stage != "auto":
         return StageChoice(zero.stage, "as configured", needed, fits=priced[0].fits)
@@ -64,9 +64,9 @@ def choose_stage(
     return StageChoice(last.choice.stage, text, needed, fits=False)
 
 
-def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weights: bool) -> list[Option]:
+def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weights: bool, device: str) -> list[Option]:
     """The stages that `config` leaves open, lowest first, with its own offload and recomputation."""
-    from cadtrain.plan.predict import model_facts, price
+    from cadtrain.plan.predict import measured_before, model_facts, price
     from cadtrain.plan.rates import gpu_named
 
     zero = config.zero
@@ -79,7 +79,7 @@ def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weight
     else:
         stages = (0, 1, 2, 3) if num_ranks > 1 else (0,)
     model = model_facts(config, (config.model.recompute,))
-    return [
+    found = [
         price(
             config, model,
             Choice(
@@ -89,6 +89,7 @@ def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weight
         )
         for stage in stages
     ]  # fmt: skip
+    return measured_before(model, num_ranks, device).options(found, memory_bytes)
 
 
 def is_at_hand(config: RunConfig) -> bool:

@@ -15,6 +15,7 @@ from cadtrain.plan.rates import gpu_named
 if TYPE_CHECKING:
     from cadtrain.config.sections import Component, RunConfig
     from cadtrain.model.cad_mllm import CadMllm
+    from cadtrain.model.census import Census
     from cadtrain.model.footprint import Kernels, PackShape
 
 
@@ -28,6 +29,8 @@ class WorstPack:
     """Components that take a gradient in the stage."""
     option: Option
     """The prediction for this pack, under the configuration's own choice."""
+    census: Census
+    element_bytes: int
 
 
 def worst_pack(config: RunConfig, num_ranks: int, memory_bytes: int, *, kernels: Kernels = "cuda") -> WorstPack:
@@ -50,7 +53,7 @@ def worst_pack(config: RunConfig, num_ranks: int, memory_bytes: int, *, kernels:
     facts = ModelFacts(take_census(model), width, {kind: traced.peak})
     option = price(config, facts, choice_of(config), num_ranks, memory_bytes, gpu_named("H100"))
     names = {component_of(name): None for name, p in model.named_parameters() if p.requires_grad and learns(name)}
-    return WorstPack(stage.name, shape, tuple(names), option)
+    return WorstPack(stage.name, shape, tuple(names), option, facts.census, width)
 
 
 def choice_of(config: RunConfig) -> Choice:

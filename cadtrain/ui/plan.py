@@ -11,6 +11,8 @@ from rich.text import Text
 from cadtrain.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from cadtrain.plan.calibration import CalibrationResult
+    from cadtrain.plan.memory import RankMemory
     from cadtrain.plan.predict import Option, RunPlan
 
 _GIB = 2**30
@@ -21,8 +23,8 @@ _USES = {
     "activations": "activations, at their peak",
     "buckets": "gradient buckets",
     "gathered": "gathered weights",
-    "reserve": "allocator's reserve (estimate)",
-    "context": "CUDA and NCCL (estimate)",
+    "reserve": "allocator's reserve",
+    "context": "CUDA and NCCL",
 }
 
 
@@ -92,6 +94,8 @@ def _breakdown(plan: RunPlan, option: Option) -> Table:
     values = option.memory.as_dict()
     for name, text in _USES.items():
         if values[name]:
+            if name in ("reserve", "context"):
+                text += " (measured)" if plan.corrections.newest else " (estimate)"
             table.add_row(text, f"{values[name] / _GIB:.2f}")
         if name == "activations":
             parts = plan.model.peaks[option.choice.recompute]
@@ -105,6 +109,10 @@ def _breakdown(plan: RunPlan, option: Option) -> Table:
 def _remarks(plan: RunPlan) -> list[Text]:
     frozen = f", frozen weights ({format_bytes(plan.frozen_bytes)}) once" if plan.frozen_bytes else ""
     found = [Text(f"Checkpoints take up to {format_bytes(plan.disk_bytes)}: {plan.num_kept} at once{frozen}.")]
+    if newest := plan.corrections.newest:
+        stages = ", ".join(sorted(plan.corrections.records))
+        text = f"Reserve, CUDA and NCCL are as measured on {newest.when[:10]}; the rest is corrected for {stages}."
+        found.append(Text(text))
     if plan.best is None:
         found.append(Text("No choice fits.", style="bold yellow"))
     if plan.advice:
@@ -116,6 +124,61 @@ def _remarks(plan: RunPlan) -> list[Text]:
     else:
         found.append(Text("Speed, a GPU, and time are estimates, scaled by data sheets from H200.", style="dim"))
     return found
+
+
+def calibration_view(result: CalibrationResult) -> RenderableType:
+    """What was predicted for the measured pack, what was measured, and what plans will say from now on; GiB."""
+    table = _plain()
+    table.add_column(f"{result.choice.describe()}, a full pack of stage {result.stage}")
+    for column in ("predicted", "measured", "corrected"):
+        table.add_column(column, justify="right")
+    for name, values in _calibration_rows(result).items():
+        table.add_row(name, *(f"{value / _GIB:.2f}" for value in values))
+    found = result.calibration
+    took = f"Two steps of packs of {found.tokens:,} tokens, on {found.num_ranks} rank{'s' * (found.num_ranks > 1)}"
+    kept = f"kept in {result.path}" if result.path else "tensors were counted on the CPU; nothing is kept of that"
+    return Group(table, Text(), Text(f"{took}, in {format_seconds(result.seconds)}; {kept}."), Text())
+
+
+def _calibration_rows(result: CalibrationResult) -> dict[str, tuple[int, int, int]]:
+    """(predicted, measured, corrected) bytes by what they are."""
+    predicted, measured, corrected = result.predicted, result.measured, result.corrected
+
+    def states(memory: RankMemory) -> int:
+        return memory.weights + memory.gradients + memory.optimizer
+
+    rows = {
+        "weights, gradients, optimizer": (states(predicted), measured.held, states(corrected)),
+        "at most in a step beside them": (
+            predicted.allocated - states(predicted), measured.allocated - measured.held, corrected.allocated - states(corrected)
+        ),
+        "allocated": (predicted.allocated, measured.allocated, corrected.allocated),
+    }  # fmt: skip
+    if result.is_kept:
+        rows["allocator's reserve"] = (predicted.reserve, measured.reserved - measured.allocated, corrected.reserve)
+        rows["reserved"] = tuple(sum(pair) for pair in zip(rows["allocated"], rows["allocator's reserve"], strict=True))  # type: ignore[assignment]
+        rows["CUDA and NCCL"] = (predicted.context, measured.context, corrected.context)
+        rows["all"] = (predicted.total, measured.reserved + measured.context, corrected.total)
+    return rows
+
+
+def calibration_json(result: CalibrationResult) -> dict[str, Any]:
+    """The same for a script, in bytes."""
+    found = result.calibration
+    names = ("predicted", "measured", "corrected")
+    return {
+        "key": found.key,
+        "choice": result.choice.describe(),
+        "stage": result.stage,
+        "tokens": found.tokens,
+        "num_ranks": found.num_ranks,
+        "bytes": {
+            name: dict(zip(names, values, strict=True)) for name, values in _calibration_rows(result).items()
+        },
+        "factors": {"states": found.states, "passes": found.passes, "reserve": found.reserve},
+        "kept_in": None if result.path is None else str(result.path),
+        "seconds": round(result.seconds, 1),
+    }
 
 
 def plan_json(plan: RunPlan) -> dict[str, Any]:
@@ -139,6 +202,7 @@ def plan_json(plan: RunPlan) -> dict[str, Any]:
         "fastest": None if plan.best is None else plan.options.index(plan.best),
         "advice": plan.advice or None,
         "disk_bytes": plan.disk_bytes,
+        "corrected_by": [record.sharing for record in plan.corrections.records.values()],
     }
 
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cadtrain.cli.worst_step import WorstStep, run_worst_step
+from cadtrain.cli.worst_step import WorstStep, plan_worst_step, take_worst_step
 from cadtrain.errors import CadtrainError
 from cadtrain.launch.devices import find_gpus
 from cadtrain.launch.planning import LaunchRequest
@@ -36,6 +36,8 @@ from tests.plan.peak_rank import GO_NAME
 GIB = 2**30
 CASE_SECONDS = 240.0
 """How long a configuration may take once its GPUs are free."""
+CERTAINLY_TOO_LARGE = 1.04
+"""Predicted over present memory from which a configuration is not tried."""
 READY_AHEAD = 3
 """Configurations whose ranks get ready while others are measured."""
 SHAPES: dict[str, tuple[int, int, int, int, int, bool]] = {
@@ -120,7 +122,11 @@ def measure_one(case: Case, folder: Path, gpu_ids: list[str], *, is_tiny: bool) 
     request = LaunchRequest(config=str(path), gpus=tuple(gpu_ids) or case.gpus, run_dir=folder / "run")
     row: dict[str, Any] = {"case": case.name, **asdict(case)}
     try:
-        return row | _row(run_worst_step(request, announce=lambda text: None, needs_idle=False, worker=("tests.plan.peak_rank",)))
+        step = plan_worst_step(request, worker="tests.plan.peak_rank")
+        needed, there = step.pack.option.memory.total, min((gpu.memory_total for gpu in step.launch.devices.gpus), default=0)
+        if there and needed > CERTAINLY_TOO_LARGE * there:
+            return row | {"failure": f"not tried: plan says {needed / GIB:.1f} GiB, there are {there / GIB:.1f}"}
+        return row | _row(take_worst_step(step, announce=lambda text: None))
     except CadtrainError as error:
         return row | {"failure": str(error)}
 
