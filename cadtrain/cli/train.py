@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -86,8 +89,23 @@ def train(
     else:
         settings = (*settings, *request.overrides())
         with measuring.run_dir_for(run_dir, request) as (folder, stays):
-            found = _train_alone(config, settings, folder, resume=False, request=request)
+            with _stdout_kept_clean() if as_json else contextlib.nullcontext():
+                found = _train_alone(config, settings, folder, resume=False, request=request)
             measuring.show_results(found, request, stays=stays, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What libraries in this process print goes to stderr, below Python, too: NCCL tells its version on stdout."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _train_rank(run_dir: Path | None, rank: int, *, resume: bool, request: MeasureRequest | None) -> None:

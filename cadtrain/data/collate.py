@@ -5,15 +5,17 @@ Legend: T tokens of the pack, S sequences, V views, C clouds, P points, N tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from cadtrain.data.examples import IGNORED, Example, ExampleShape
 from cadtrain.data.features.store import SplitFeatures
+
+Order = TypeVar("Order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,13 @@ def _stored(
         "image_features": torch.cat(views or [features.dummy("image")]) if use_images else None,
         "point_features": torch.cat(clouds or [features.dummy("point")]) if use_points else None,
     }
+
+
+def made_for(device: torch.device, make: Callable[[Order], Pack]) -> Callable[[Order], Pack]:
+    """`make`, whose packs lie in page-locked memory where they go to a GPU, so that their way there costs the loop nothing."""
+    if device.type != "cuda":
+        return make
+    return lambda order: make(order).to(device, pin=True)
 
 
 def dummy_views(shape: ExampleShape) -> np.ndarray:

@@ -22,7 +22,7 @@ from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.load import to_yaml
 from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, MeasureRequest
 from cadtrain.config.sections import Component, RunConfig
-from cadtrain.data.collate import Pack
+from cadtrain.data.collate import Pack, made_for
 from cadtrain.data.feed import PackOrder, StepPlan
 from cadtrain.data.loader import ReadAhead
 from cadtrain.distributed import Place, all_reduce, barrier
@@ -173,7 +173,7 @@ class Steps:
         self.learning = [component for component in used if made.schedule.learns(number, component)]
         self._step = self._span.first_step
         self._plans: list[StepPlan] = []
-        self._packs = ReadAhead(workload.make_pack, self._orders(), num_workers=config.data.num_workers)
+        self._packs = ReadAhead(made_for(made.engine.device, workload.make_pack), self._orders(), num_workers=config.data.num_workers)
         self._ended_at = 0.0
         self._ranges: ExitStack | None = None
 

@@ -15,7 +15,7 @@ import torch
 
 from cadtrain.checkpoint.store import CheckpointStore, SaveReport
 from cadtrain.config.sections import COMPONENTS, RunConfig
-from cadtrain.data.collate import Pack
+from cadtrain.data.collate import made_for
 from cadtrain.data.feed import Feed, PackOrder, StepPlan
 from cadtrain.data.loader import ReadAhead
 from cadtrain.distributed import Place
@@ -86,7 +86,8 @@ class Trainer:
             # A step is saved before it is validated; the run may have been stopped in between.
             self._stage = parts.schedule.stage_index(self.state.step - 1)
             self._validate()
-        with ReadAhead(self._make_pack, self._orders(), num_workers=parts.config.data.num_workers) as packs:
+        make_pack = made_for(parts.engine.device, parts.feed.make_pack)
+        with ReadAhead(make_pack, self._orders(), num_workers=parts.config.data.num_workers) as packs:
             for step in range(self.state.step, parts.schedule.total_steps):
                 self._enter_stage(step)
                 waited, started = packs.waited_seconds, time.perf_counter()
@@ -96,12 +97,6 @@ class Trainer:
                 self._after_step(outcome)
         self._complete_save()
         return self.state
-
-    def _make_pack(self, order: PackOrder) -> Pack:
-        """A pack in page-locked memory where it goes to a GPU, so that its way there costs the loop nothing."""
-        pack = self.parts.feed.make_pack(order)
-        device = self.parts.engine.device
-        return pack.to(device, pin=True) if device.type == "cuda" else pack
 
     def _orders(self) -> Iterator[PackOrder]:
         """This rank's packs from here to the end; plans are kept until their step is done."""

@@ -221,7 +221,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for record in plain.infolist():
             packed.writestr(record.filename, plain.read(record))
-    with pytest.raises(ConfigError, match="compressed, which torch.save never does"):
+    with pytest.raises(ConfigError, match=r"compressed, which torch\.save never does"):
         encoder_from(tmp_path / "packed.pt")
 
 
