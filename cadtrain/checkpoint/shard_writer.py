@@ -6,11 +6,14 @@ as the originals do: tied weights stay tied in the file.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import mmap
 import os
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,6 +39,11 @@ class Derived:
 
 WRITE_FAULTS = (OSError, RuntimeError, ValueError, TypeError, AssertionError, MemoryError, CheckpointError)
 """What can go wrong while a shard is written: the disk, the serializer, memory. Nothing else is caught."""
+
+
+_MAPPED_BYTES = 64 << 20
+"""Buffers from this size on are mapped and touched in pieces of it."""
+_TOUCHING_THREADS = 8
 
 
 class HashingFile:
@@ -240,14 +248,30 @@ class _Buffer:
     """Host memory of exactly `nbytes`, page-locked if asked and possible: a GPU copies into it at the full rate of its link.
 
     Not from torch's own page-locked allocator, which rounds every size up to a power of two: shards of tens of gigabytes
-    would take up to twice the memory.
+    would take up to twice the memory. In large pages where the system gives them, touched by several threads: otherwise the
+    first save would wait for the system to hand out millions of small ones.
     """
 
     def __init__(self, nbytes: int, *, locked: bool) -> None:
-        self.bytes = torch.empty(nbytes, dtype=torch.uint8)
+        if not locked or nbytes < _MAPPED_BYTES:
+            self.bytes = torch.empty(nbytes, dtype=torch.uint8)
+        else:
+            self.bytes = _touched(nbytes)
         if locked and nbytes and int(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)) == 0:
             # The finalizer holds the memory, so it is still there when it is unlocked.
             weakref.finalize(self, _unlock, self.bytes).atexit = False
+
+
+def _touched(nbytes: int) -> torch.Tensor:
+    """uint8[nbytes] of zeros, every page of it there."""
+    mapped = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    found = torch.frombuffer(mapped, dtype=torch.uint8)  # holds the mapping
+    with ThreadPoolExecutor(_TOUCHING_THREADS) as threads:
+        list(threads.map(torch.Tensor.zero_, found.split(_MAPPED_BYTES)))
+    return found
 
 
 def _unlock(locked: torch.Tensor) -> None:

@@ -36,6 +36,7 @@ from cadtrain.model.components import (
     trainable_components,
 )
 from cadtrain.model.weights import Share
+from cadtrain.train.grad_norm import take_norms_at_once
 from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
 from cadtrain.train.shards import safe_checkpoint_engine
@@ -220,6 +221,8 @@ class DeepSpeedEngine:
         )
         _send_deepspeed_log_to_file()
         self._engine.checkpoint_engine = safe_checkpoint_engine()
+        if device.type == "cuda" and self._stage > 0:
+            take_norms_at_once(self._engine.optimizer, self._stage)
         self._world_size = self._engine.world_size
         self._optim = optim
         self._constant_hashes: dict[tuple[str, int, int], str] = {}

@@ -102,3 +102,11 @@ def test_a_file_that_does_not_read_back_is_a_fault(tmp_path: Path, damage: bytes
         (tmp_path / "a.pt").write_bytes(damage)
     with pytest.raises(CheckpointError, match=f"a.pt does not read back: .*{fault}"):
         writer.read_back()
+
+
+@pytest.mark.parametrize("nbytes", [1 << 20, (64 << 20) + 12345])
+def test_mapped_memory_is_of_the_size_asked_for(nbytes: int) -> None:
+    found = shard_writer._touched(nbytes)
+    assert found.nbytes == nbytes
+    found.fill_(7)
+    assert int(found[-1]) == 7
