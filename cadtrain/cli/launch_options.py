@@ -28,7 +28,7 @@ Gpus = Annotated[
         show_default=False,
     ),
 ]
-Zero = Annotated[ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits.")]
+Zero = Annotated[ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; auto takes the fastest that fits.")]
 Offload = Annotated[
     bool, typer.Option("--offload", help="Keep optimizer states (and, in stage 3, weights) in host memory.")
 ]

@@ -86,12 +86,11 @@ def take_worst_step(step: PlannedStep, *, announce: Callable[[str], None]) -> Wo
     """
     from cadtrain.launch.start import start
     from cadtrain.launch.supervise import GracePeriods
-    from cadtrain.plan.worst_pack import choice_of
     from cadtrain.train.worst_step import Request, read_results, write_request
 
     plan, pack, devices = step.launch, step.pack, step.launch.devices
-    write_request(plan.run_dir, Request(asdict(pack.shape), pack.learning))
-    choice = choice_of(step.config)
+    write_request(plan.run_dir, Request(asdict(pack.shape), pack.learning, pack.recomputed))
+    choice = pack.option.choice
     announce(f"{choice.describe()} on {devices.describe()}: stage {pack.stage}, {pack.shape.tokens:,} tokens a pack")
     # Ranks have nothing to save: they need no time to leave.
     outcome = start(plan, announce=announce, grace=GracePeriods(stop=5.0, failure=2.0), stdout=2)

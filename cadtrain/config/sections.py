@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from cadtrain.config.recompute import RecomputeSetting, recompute_fault
 from cadtrain.config.section import Section, SectionFault, SectionFaults
 from cadtrain.units import Duration, parse_seconds
 
@@ -130,11 +131,34 @@ class ModelConfig(Section):
     """The point encoder; null builds a model without point clouds."""
     projector_width: int = Field(2048, ge=1)
     """Hidden width of the two-layer projectors from encoder to language model."""
-    recompute: Literal["none", "full"] = "full"
-    """Gradient checkpointing: `full` recomputes every decoder layer in the backward pass."""
+    recompute: RecomputeSetting = "auto"
+    """Decoder layers whose activations are computed again in the backward pass instead of kept: `none`, `full`, the first N, or a list with a number for
+    each stage of the curriculum. `auto`: for each stage the fewest with which the run fits the GPUs, found by `launch` and `train` before they start and written into the run's configuration; on CPU none."""
     kernels: Literal["auto", "plain"] = "auto"
     """`auto`: fused norms, gated MLPs and rotary embeddings where CUDA and the `gpu` extra are there, adapters that add in place, and a
     loss that never holds all logits. `plain` runs the libraries' own modules, to compare."""
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _layers_are_counted(cls, value: Any) -> Any:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        is_word = value in ("auto", "none", "full") if isinstance(value, str) else False
+        if not is_word and not (items and all(type(item) is int and item >= 0 for item in items)):
+            raise ValueError(
+                f"found {value!r}, expected auto, none, full, a number of layers, or a list of one for each stage"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _recompute_is_there(self) -> ModelConfig:
+        """Where the configuration says how many layers there are; else this waits for the model."""
+        layers = (self.language.config or {}).get("num_hidden_layers")
+        wanted = self.recompute if isinstance(self.recompute, tuple) else (self.recompute,)
+        most = max((item for item in wanted if isinstance(item, int)), default=0)
+        if isinstance(layers, int) and most > layers:
+            fault = recompute_fault(most, layers)
+            raise SectionFaults([SectionFault(("recompute",), fault.message, fault.hint)])
+        return self
 
 
 class SynthConfig(Section):
@@ -274,7 +298,7 @@ class ZeroConfig(Section):
     """How DeepSpeed shares optimizer states, gradients and weights between ranks."""
 
     stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    """ZeRO stage; `auto` takes the lowest that fits."""
+    """ZeRO stage; `auto` takes the lowest that fits, or with `model.recompute: auto` the fastest."""
     offload_optimizer: bool = False
     """Keep optimizer states in host memory."""
     offload_parameters: bool = False
@@ -380,6 +404,7 @@ class RunConfig(Section):
             *_learning_behind_features(self),
             *_adapters_on_added_rows(self),
             *_unknown_start(self),
+            *_stages_without_recompute(self),
         ]
         if self.batch.micro_batch_tokens < self.data.max_sample_tokens:
             faults.append(
@@ -405,6 +430,15 @@ def _unknown_start(config: RunConfig) -> list[SectionFault]:
             ("checkpoint", "start_stage"), f"{wanted!r} is the name of no stage.", f"Stages are {', '.join(names)}."
         )
     ]
+
+
+def _stages_without_recompute(config: RunConfig) -> list[SectionFault]:
+    listed, stages = config.model.recompute, len(config.curriculum)
+    if not isinstance(listed, tuple) or len(listed) == stages:
+        return []
+    message = f"{list(listed)} has {len(listed)} numbers, but the curriculum has {stages} stages."
+    hint = "Give one for each stage, one number for all, or auto."
+    return [SectionFault(("model", "recompute"), message, hint, also=(("curriculum",),))]
 
 
 def _repeated_names(curriculum: tuple[StageConfig, ...]) -> list[SectionFault]:

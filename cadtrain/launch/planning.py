@@ -81,6 +81,7 @@ class LaunchPlan:
             "gpus": [gpu.id for gpu in self.devices.gpus],
             "zero_stage": self.zero.stage,
             "zero_reason": self.zero.reason,
+            "recompute": self.config.model.recompute,
             "predicted_peak_bytes": self.zero.peak_bytes,
             "argv": list(self.argv),
             "environment": self.environment,
@@ -115,7 +116,7 @@ def plan_launch(
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
     name = devices.gpus[0].name if devices.gpus else ""
     choice = choose_stage(config, devices.num_ranks, memory, host_weights=request.offload, device=name)
-    config = with_stage(config, choice.stage, offload_parameters=request.offload and choice.stage == 3)
+    config = with_choice(config, choice, offload_parameters=request.offload and choice.stage == 3)
     run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
     check_run_dir(run_dir, resume=request.resume)
     cluster = _cluster(request, devices, tuple(worker))
@@ -215,12 +216,15 @@ def _load(source: str, request: LaunchRequest) -> RunConfig:
     return config
 
 
-def with_stage(config: RunConfig, stage: int, *, offload_parameters: bool) -> RunConfig:
-    """`config` with the decided ZeRO stage, so that every rank reads one number and decides nothing itself."""
-    update: dict[str, Any] = {"stage": stage}
+def with_choice(config: RunConfig, choice: StageChoice, *, offload_parameters: bool) -> RunConfig:
+    """`config` with the decided ZeRO stage and recomputation, so that every rank reads numbers and decides nothing itself."""
+    update: dict[str, Any] = {"stage": choice.stage}
     if offload_parameters:
         update["offload_parameters"] = True
-    return config.model_copy(update={"zero": config.zero.model_copy(update=update)})
+    model = config.model
+    if model.recompute == "auto":
+        model = model.model_copy(update={"recompute": choice.recompute_setting})
+    return config.model_copy(update={"zero": config.zero.model_copy(update=update), "model": model})
 
 
 def free_port() -> int:

@@ -124,8 +124,11 @@ def _memory_remedies(config: RunConfig, num_ranks: int) -> list[str]:
     half = max(longest, tokens // 2)
     if half < tokens:
         found.append(f"smaller packs: --set batch.micro_batch_tokens={half} (now {tokens}; the step's samples stay)")
-    if config.model.recompute == "none":
-        found.append("recompute activations, a third slower: --set model.recompute=full (now none)")
+    recompute = config.model.recompute
+    if recompute != "full":
+        now = list(recompute) if isinstance(recompute, tuple) else recompute
+        cost = "up to a third slower" if recompute != "none" else "a third slower"
+        found.append(f"recompute all activations, {cost}: --set model.recompute=full (now {now})")
     stage = config.zero.stage if isinstance(config.zero.stage, int) else 0
     if num_ranks > 1 and stage < 3:
         found.append(f"share more between the {num_ranks} ranks: --zero {stage + 1} (now {stage})")

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.initialization import no_init_weights
 
 from cadtrain.cad.codec import added_vocabulary
+from cadtrain.config.recompute import recomputed_layers
 from cadtrain.config.sections import LanguageModelConfig, ModelConfig
 from cadtrain.model.cad_mllm import CadMllm, CadMllmConfig, Parts
 from cadtrain.model.encoders.pretrained import (
@@ -26,9 +27,9 @@ from cadtrain.model.kernels import fuse
 from cadtrain.model.language import (
     add_lora,
     build_language_model,
-    enable_recompute,
     language_config,
     load_language_model,
+    set_recompute,
 )
 from cadtrain.model.lora import add_in_place
 from cadtrain.model.loss import prepare_head
@@ -90,8 +91,7 @@ def build_model(
         fuse(model.language)
         add_in_place(model.language.base_model.layers)
         prepare_head(model.language.get_output_embeddings())
-    if config.recompute == "full":
-        enable_recompute(model.language)
+    set_recompute(model.language, recomputed_layers(config, 1, len(model.language.base_model.layers))[0])
     return model.train()
 
 

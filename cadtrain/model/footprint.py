@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,16 +31,13 @@ from cadtrain.model.attention import NAME
 from cadtrain.model.build import build_model
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.kernels import FusedOps, installed, standing_in
-from cadtrain.model.language import disable_recompute, enable_recompute
+from cadtrain.model.language import num_recomputed, set_recompute
+from cadtrain.model.layer_stack import Footprint, RecomputeDial, StackTrace
 from cadtrain.model.tokenizer import build_tokenizer
 
 Kernels = Literal["cuda", "cpu"]
 
 _NAMES: dict[Kernels, str] = {"cuda": "cadtrain_footprint_cuda", "cpu": "cadtrain_footprint_cpu"}
-
-MEASURED_LAYERS = (3, 4)
-"""Decoder layers of the two traces that a deeper stack of equal layers is continued from: all it adds is equal layers."""
-
 
 @dataclass(frozen=True, slots=True)
 class PackShape:
@@ -61,26 +58,6 @@ class PackShape:
     """Whether stored features are shown in place of views and clouds, so that no encoder runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """Bytes beside weights, gradients and optimizer states."""
-
-    saved: dict[str, int]
-    """What the backward pass needs, at the end of the forward pass, by part of the model."""
-    peak: dict[str, int]
-    """What is held at the worst moment of both passes, by part; `backward` is what the backward pass itself makes."""
-
-    @property
-    def saved_bytes(self) -> int:
-        """All of `saved`."""
-        return sum(self.saved.values())
-
-    @property
-    def peak_bytes(self) -> int:
-        """All of `peak`."""
-        return sum(self.peak.values())
-
-
 def meta_model(config: ModelConfig, *, codec: str, element_bytes: int) -> CadMllm:
     """The model of `config` with shapes and no values; reads tokenizer and `config.json` files alone.
 
@@ -97,50 +74,56 @@ def meta_model(config: ModelConfig, *, codec: str, element_bytes: int) -> CadMll
     )
 
 
+def recompute_dial(
+    model: CadMllm,
+    shape: PackShape,
+    *,
+    kernels: Kernels = "cuda",
+    shares_heads: bool = True,
+    fused: bool | None = None,
+    learning: Callable[[str], bool] = lambda name: True,
+) -> RecomputeDial:
+    """What one pack of `shape` holds in `model`, which is on the meta device, for any number of recomputed layers.
+
+    `learning(parameter name)` says which of the trainable parameters learn in the stage. `shares_heads`: whether the
+    attention kernel serves several query heads by one key head itself. `fused`: whether liger-kernel will serve a model
+    built for it; None asks this machine, and takes it as given where no GPU is. Of a stack of equal decoder layers three
+    or four are traced, when a footprint is asked for, and the rest is arithmetic.
+    """
+    layers = model.language.base_model.layers
+    is_fused = (installed() or not torch.cuda.is_available()) if fused is None else fused
+
+    def trace(count: int, recomputed: int) -> StackTrace:
+        with _prepared(model, kernels=kernels, shares_heads=shares_heads, learning=learning), ExitStack() as stack:
+            if kernels == "cuda" and is_fused:
+                stack.enter_context(standing_in(_FUSED))
+            model.language.base_model.layers = layers[:count]
+            set_recompute(model.language, recomputed)
+            try:
+                return _trace(model, shape, kernels)
+            finally:
+                model.language.base_model.layers = layers
+
+    with _prepared(model, kernels=kernels, shares_heads=shares_heads, learning=learning):
+        are_equal = _layers_are_equal(layers)
+    return RecomputeDial(len(layers), trace, are_equal=are_equal)
+
+
 def trace_footprint(
     model: CadMllm,
     shape: PackShape,
     *,
-    recompute: bool,
+    recomputed: int = 0,
     kernels: Kernels = "cuda",
     shares_heads: bool = True,
     fused: bool | None = None,
     learning: Callable[[str], bool] = lambda name: True,
 ) -> Footprint:
-    """Run one pack of `shape` through `model`, which is on the meta device, forward and backward.
-
-    `recompute` overrides what the model was built with. `learning(parameter name)` says which of the trainable parameters
-    learn in the stage. `shares_heads`: whether the attention kernel serves several query heads by one key head itself.
-    `fused`: whether liger-kernel will serve a model built for it; None asks this machine, and
-    takes it as given where no GPU is. A stack of equal decoder layers is traced at `MEASURED_LAYERS` and continued.
-    """
-    layers = model.language.base_model.layers
-    full = len(layers)
-    is_fused = (installed() or not torch.cuda.is_available()) if fused is None else fused
-    with ExitStack() as stack:
-        stack.enter_context(
-            _prepared(model, recompute=recompute, kernels=kernels, shares_heads=shares_heads, learning=learning)
-        )
-        if kernels == "cuda" and is_fused:
-            stack.enter_context(standing_in(_FUSED))
-        if full <= MEASURED_LAYERS[-1] or not _layers_are_equal(layers):
-            return _trace(model, shape, kernels)
-        found = []
-        try:
-            for count in MEASURED_LAYERS:
-                model.language.base_model.layers = layers[:count]
-                found.append(_trace(model, shape, kernels))
-        finally:
-            model.language.base_model.layers = layers
-    steps = (full - MEASURED_LAYERS[0]) / (MEASURED_LAYERS[1] - MEASURED_LAYERS[0])
-    return Footprint(_continued(found[0].saved, found[1].saved, steps), _continued(found[0].peak, found[1].peak, steps))
-
-
-def _continued(first: dict[str, int], second: dict[str, int], steps: float) -> dict[str, int]:
-    return {
-        name: round(first.get(name, 0) + steps * (second.get(name, 0) - first.get(name, 0)))
-        for name in {**first, **second}
-    }
+    """As `recompute_dial`, with the first `recomputed` layers recomputed, whatever `model` was built with."""
+    dial = recompute_dial(
+        model, shape, kernels=kernels, shares_heads=shares_heads, fused=fused, learning=learning
+    )
+    return dial.footprint(recomputed)
 
 
 def _layers_are_equal(layers: nn.ModuleList) -> bool:
@@ -152,14 +135,13 @@ def _layers_are_equal(layers: nn.ModuleList) -> bool:
 
 @contextmanager
 def _prepared(
-    model: CadMllm, *, recompute: bool, kernels: Kernels, shares_heads: bool, learning: Callable[[str], bool]
+    model: CadMllm, *, kernels: Kernels, shares_heads: bool, learning: Callable[[str], bool]
 ) -> Iterator[None]:
-    """The model with stand-ins for its attention, recomputation as asked, and gradients dropped as soon as they are made."""
+    """The model with stand-ins for its attention, and gradients dropped as soon as they are made; afterwards as before."""
     AttentionInterface.register(_NAMES[kernels], _attention_for(kernels, shares_heads=shares_heads))
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    had_recompute = any(getattr(module, "gradient_checkpointing", False) for module in model.language.modules())
+    had_recompute = num_recomputed(model.language)
     hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for _, p in trainable]
-    (enable_recompute if recompute else disable_recompute)(model.language)
     model.language.config._attn_implementation = _NAMES[kernels]
     for name, parameter in trainable:
         parameter.requires_grad_(learning(name))
@@ -171,18 +153,21 @@ def _prepared(
         for _, parameter in trainable:
             parameter.requires_grad_(True)
         model.language.config._attn_implementation = NAME
-        (enable_recompute if had_recompute else disable_recompute)(model.language)
+        set_recompute(model.language, had_recompute)
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _trace(model: CadMllm, shape: PackShape, kernels: Kernels) -> Footprint:
+def _trace(model: CadMllm, shape: PackShape, kernels: Kernels) -> StackTrace:
     inputs = meta_inputs(model, shape)
+    layers = len(model.language.base_model.layers)
     ledger = Ledger()
+    boundaries: list[dict[str, int]] = []
     with ExitStack() as stack:
         stack.enter_context(watching_parts(model, ledger))
+        stack.enter_context(_watching_layers(model, ledger, boundaries))
         stack.enter_context(_KernelStandIns(kernels))
         stack.enter_context(ledger)
         output = model(**inputs)
@@ -191,7 +176,43 @@ def _trace(model: CadMllm, shape: PackShape, kernels: Kernels) -> Footprint:
         if output.loss_sum.requires_grad:
             ledger.part = "backward"
             output.loss_sum.backward()
-    return Footprint(saved, ledger.peak)
+    peaks = ledger.peaks
+    numbers = range(layers)
+    return StackTrace(
+        saved=saved, boundaries=tuple(boundaries), before=peaks.get("before", {}), head=peaks.get("head", {}),
+        after=peaks.get("after", {}), forward=tuple(peaks.get(("forward", n), {}) for n in numbers),
+        backward=tuple(peaks.get(("backward", n), {}) for n in numbers),
+    )  # fmt: skip
+
+
+@contextmanager
+def _watching_layers(model: CadMllm, ledger: Ledger, boundaries: list[dict[str, int]]) -> Iterator[None]:
+    """While open, `ledger.phase` follows a pass through the decoder layers, and `boundaries` gets what is held ahead of each."""
+    layers = model.language.base_model.layers
+
+    def come_out_of(number: int, hidden: torch.Tensor) -> None:
+        """`hidden` is what layer `number` made, or -1 what the layers begin with."""
+        ledger.enter(("forward", number + 1) if number + 1 < len(layers) else "head")
+        if hidden.requires_grad:
+            # Called when its gradient is there: the backward pass is about to enter the layer that made it.
+            hidden.register_hook(lambda grad: ledger.enter(("backward", number) if number >= 0 else "after"))
+
+    def ahead(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(boundaries) < len(layers):  # else it is a layer that is computed again in the backward pass
+            come_out_of(len(boundaries) - 1, args[0] if args else kwargs["hidden_states"])
+            boundaries.append(ledger.held())
+
+    def behind(module: nn.Module, args: Any, output: Any) -> None:
+        if ledger.phase == ("forward", len(layers) - 1):
+            come_out_of(len(layers) - 1, output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_pre_hook(ahead, with_kwargs=True) for layer in layers]
+    hooks.append(layers[-1].register_forward_hook(behind))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def meta_inputs(model: CadMllm, shape: PackShape) -> dict[str, Any]:
@@ -230,12 +251,16 @@ def meta_inputs(model: CadMllm, shape: PackShape) -> dict[str, Any]:
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of every storage from its making to its end, by the part of the model that made it."""
+    """Counts the bytes of every storage from its making to its end, by the part of the model that made it.
+
+    `peaks` says what was held at the worst moment of each phase.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.part = "other"
-        self.peak: dict[str, int] = {}
+        self.peaks: dict[Hashable, dict[str, int]] = {}
+        self.phase: Hashable = "before"
         self._held: Counter[str] = Counter()
         self._total = 0
         self._most = 0
@@ -245,9 +270,19 @@ class Ledger(TorchDispatchMode):
         """Bytes held now, by part."""
         return {part: count for part, count in self._held.items() if count}
 
+    @property
+    def peak(self) -> dict[str, int]:
+        """What was held at the worst moment of the present phase."""
+        return self.peaks.get(self.phase, {})
+
     def reset_peak(self) -> None:
         """Let `peak` begin anew with what is held now."""
-        self._most, self.peak = self._total, self.held()
+        self.enter(self.phase)
+
+    def enter(self, phase: Hashable) -> None:
+        """Begin `phase` with what is held now."""
+        self.phase, self._most = phase, self._total
+        self.peaks[phase] = self.held()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -267,7 +302,7 @@ class Ledger(TorchDispatchMode):
         self._total += count
         weakref.finalize(storage, self._remove, part, count)
         if self._total > self._most:
-            self._most, self.peak = self._total, self.held()
+            self._most, self.peaks[self.phase] = self._total, self.held()
 
     def _remove(self, part: str, count: int) -> None:
         self._held[part] -= count

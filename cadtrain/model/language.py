@@ -9,16 +9,20 @@ import copy
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from cadtrain.config.recompute import recompute_fault
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig
 from cadtrain.errors import ConfigError, Fault
 from cadtrain.model import attention
@@ -110,19 +114,31 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
     peft.inject_adapter_in_model(adapters, model)
 
 
-def enable_recompute(model: PreTrainedModel) -> None:
-    """Recompute every decoder layer in the backward pass instead of keeping its activations."""
-    dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    dropout = dropout or bool(getattr(model.config, "attention_dropout", 0.0))
-    # transformers 5.23 renames the method and warns about the older name.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False, "preserve_rng_state": dropout})
+def set_recompute(model: PreTrainedModel, num_layers: int) -> None:
+    """Compute the first `num_layers` decoder layers again in the backward pass instead of keeping their activations; 0 keeps all.
+
+    In place, between steps, for weights whole or shared out. The first ones, because at a layer's turn in the backward
+    pass it is what the layers below it keep that is held: with the first ones recomputed that is least at every layer, and
+    what the others kept is gone before the first is computed again. Raises ConfigError naming both numbers where the model has fewer layers, or where its layers
+    cannot be computed again.
+    """
+    layers = model.base_model.layers
+    if not 0 <= num_layers <= len(layers):
+        raise ConfigError([recompute_fault(num_layers, len(layers))])
+    if num_layers and not all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
+        message = f"the layers of {model.config.model_type} cannot be computed again: transformers has no way to."
+        raise ConfigError([Fault("model.recompute", message, "Set it to none.")])
+    has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    has_dropout = has_dropout or bool(getattr(model.config, "attention_dropout", 0.0))
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=has_dropout)
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number < num_layers
+        layer._gradient_checkpointing_func = again
 
 
-def disable_recompute(model: PreTrainedModel) -> None:
-    """Keep every decoder layer's activations for the backward pass."""
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    disable()
+def num_recomputed(model: PreTrainedModel) -> int:
+    """How many decoder layers `set_recompute` has chosen."""
+    return sum(bool(getattr(layer, "gradient_checkpointing", False)) for layer in model.base_model.layers)
 
 
 def _from_fields(

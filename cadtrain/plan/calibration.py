@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cadtrain.config.recompute import NO_RECOMPUTE
 from cadtrain.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ NOTHING_KNOWN = Corrections({})
 
 def sharing_of(choice: Choice) -> str:
     """`ZeRO-3, optimizer and weights on the host`: what a record's states and passes hold for."""
-    return replace(choice, recompute="none").describe()
+    return replace(choice, recompute=NO_RECOMPUTE).describe()
 
 
 def key_of(device: str, census: Census, *, element_bytes: int, num_ranks: int) -> str:

@@ -18,7 +18,7 @@ _NO_SHAPES = ("architectures", "transformers_version", "auto_map", "_name_or_pat
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A language model's shapes. `run` trains all its weights on text, in packs and with recomputation as by default."""
+    """A language model's shapes. `run` trains all its weights on text, in packs as by default and with all layers recomputed."""
 
     run: RunConfig
     hidden_size: int
@@ -38,8 +38,9 @@ def language_model(model: str, precision: Literal["bf16", "fp32"]) -> LanguageMo
 
     stage = StageConfig(name="text", duration=Duration(1), modalities={"text": 1.0})
     run = RunConfig(
-        precision=precision, model=ModelConfig(language=_section(model)), data=DataConfig(), curriculum=(stage,)
-    )
+        precision=precision, model=ModelConfig(language=_section(model), recompute="full"), data=DataConfig(),
+        curriculum=(stage,),
+    )  # fmt: skip
     found = meta_model(run.model, codec=run.data.codec, element_bytes=4 if precision == "fp32" else 2)
     census = take_census(found)
     return LanguageModel(run, census.hidden_size, census.decoder_layer)

@@ -18,12 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from cadtrain.config.recompute import NO_RECOMPUTE, Recompute
+
 if TYPE_CHECKING:
     from cadtrain.model.census import Census
 
 ZeroStage = Literal[0, 1, 2, 3]
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
-Recompute = Literal["none", "full"]
 
 CONTEXT_BYTES = int(1.5 * 2**30)
 """CUDA context, kernels, cuBLAS workspaces and NCCL channels of a rank: outside what the allocator counts. An estimate."""
@@ -38,13 +39,13 @@ class Choice:
     stage: ZeroStage
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    recompute: Recompute = "none"
+    recompute: Recompute = NO_RECOMPUTE
 
     def describe(self) -> str:
-        """`ZeRO-2`, `ZeRO-3, optimizer and weights on the host, recompute`."""
+        """`ZeRO-2`, `ZeRO-3, optimizer and weights on the host, recompute 12 of 36 layers`."""
         held = [n for n, on in (("optimizer", self.offload_optimizer), ("weights", self.offload_parameters)) if on]
         parts = [f"ZeRO-{self.stage}", f"{' and '.join(held)} on the host" if held else ""]
-        return ", ".join(part for part in (*parts, "recompute" if self.recompute == "full" else "") if part)
+        return ", ".join(part for part in (*parts, self.recompute.describe()) if part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,15 @@ activations and counts are those of the real modules. Legend: T tokens of a pack
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from cadtrain.config.recompute import Recompute, recomputed_layers
 from cadtrain.plan.calibration import NOTHING_KNOWN, Corrections, corrections_for, key_of
 from cadtrain.plan.memory import (
     STAGES,
     Choice,
     RankMemory,
-    Recompute,
     checkpoint_bytes,
     host_bytes,
     rank_memory,
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
     from cadtrain.model.cad_mllm import CadMllm
     from cadtrain.model.census import Census
     from cadtrain.model.footprint import PackShape
+    from cadtrain.model.layer_stack import RecomputeDial
 
 TEXT_TOKENS = 350
 """Instruction, description and sequence of a typical sample (the median design has 140 tokens, the mean 394)."""
 TARGET_SHARE = 0.6
 """Share of those tokens that are learned."""
+ALIKE = 1.02
+"""Speeds of which the higher is less than so many times the lower are taken for the same."""
+DIAL_MARGIN = 0.03
+"""Share of a GPU's memory that is left free where recomputation is chosen by what is left: packs differ, and with this
+choice it is used up. 1,000 more learned tokens in a pack are about 1.2 GB of logits with a vocabulary of 150,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,22 @@ class ModelFacts:
 
     census: Census
     element_bytes: int
-    peaks: dict[Recompute, dict[str, int]]
-    """Bytes at the worst moment of a pass over a full pack, by part of the model, of the costliest curriculum stage."""
+    dials: tuple[RecomputeDial, ...]
+    """What a full pack of each curriculum stage holds, for any number of recomputed layers."""
 
-    def activations(self, recompute: Recompute) -> int:
-        """All of `peaks`."""
-        return sum(self.peaks[recompute].values())
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the language model."""
+        return self.census.num_layers
+
+    def everywhere(self, layers: int) -> Recompute:
+        """`layers` recomputed in every stage of the curriculum."""
+        return Recompute((layers,) * len(self.dials), self.num_layers)
+
+    def peak(self, recompute: Recompute) -> dict[str, int]:
+        """Bytes at the worst moment of a pass over a full pack, by part of the model, of the costliest curriculum stage."""
+        found = [dial.footprint(recompute.in_stage(number)).peak for number, dial in enumerate(self.dials)]
+        return max(found, key=lambda parts: sum(parts.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,8 @@ class Option:
 class RunPlan:
     """All choices for a run on `num_ranks` GPUs of `memory_bytes`."""
 
+    stages: tuple[str, ...]
+    """Names of the curriculum's stages, in the order of `Recompute.layers`."""
     num_ranks: int
     memory_bytes: int
     gpu: GpuKind
@@ -79,7 +98,7 @@ class RunPlan:
     micro_batch_tokens: int
     options: tuple[Option, ...]
     best: Option | None
-    """The fastest that fits."""
+    """The fastest that fits: under `model.recompute: auto` what a launch would take, were offload no matter."""
     advice: str
     """What would let the next faster one fit; empty where the fastest of all fits."""
     frozen_bytes: int
@@ -96,29 +115,27 @@ class RunPlan:
         return option.checkpoint * self.num_kept + self.frozen_bytes
 
 
-def model_facts(
-    config: RunConfig, recompute: Sequence[Recompute] = ("none", "full"), *, shares_heads: bool = True
-) -> ModelFacts:
-    """Build `config`'s model on the meta device and trace its stages; loads torch. Raises `ConfigError` for a wrong model.
+def model_facts(config: RunConfig, *, shares_heads: bool = True) -> ModelFacts:
+    """Build `config`'s model on the meta device; loads torch. Raises `ConfigError` for a wrong model.
 
-    `shares_heads`: see `trace_footprint`.
+    Its stages are traced when a footprint is asked for. `shares_heads`: see `recompute_dial`.
     """
     from cadtrain.model.census import take_census
-    from cadtrain.model.footprint import meta_model, trace_footprint
+    from cadtrain.model.footprint import meta_model, recompute_dial
 
     width = 4 if config.precision == "fp32" else 2
     model = meta_model(config.model, codec=config.data.codec, element_bytes=width)
-    peaks: dict[Recompute, dict[str, int]] = {}
-    for kind in recompute:
-        found = []
-        for stage in config.curriculum:
-            shape = pack_shape(config, stage, model)
-            traced = trace_footprint(
-                model, shape, recompute=kind == "full", shares_heads=shares_heads, learning=learning_in(stage)
-            )
-            found.append(traced.peak)
-        peaks[kind] = max(found, key=lambda parts: sum(parts.values()))
-    return ModelFacts(take_census(model), width, peaks)
+    dials = tuple(
+        recompute_dial(model, pack_shape(config, stage, model), shares_heads=shares_heads, learning=learning_in(stage))
+        for stage in config.curriculum
+    )
+    return ModelFacts(take_census(model), width, dials)
+
+
+def configured_recompute(config: RunConfig, model: ModelFacts) -> Recompute | None:
+    """What `config` says of recomputation; None for `auto`. Raises `ConfigError` for more layers than there are."""
+    layers = recomputed_layers(config.model, len(config.curriculum), model.num_layers)
+    return None if config.model.recompute == "auto" else Recompute(layers, model.num_layers)
 
 
 def pack_shape(config: RunConfig, stage: StageConfig, model: CadMllm) -> PackShape:
@@ -149,8 +166,8 @@ def learning_in(stage: StageConfig) -> Callable[[str], bool]:
     return learns
 
 
-def choices(config: RunConfig, num_ranks: int, recompute: Sequence[Recompute]) -> list[Choice]:
-    """What `config` leaves open: a named stage and a wish for offload are kept."""
+def choices(config: RunConfig, num_ranks: int) -> list[Choice]:
+    """What `config` leaves open beside recomputation: a named stage and a wish for offload are kept."""
     zero = config.zero
     stages = STAGES if zero.stage == "auto" else (zero.stage,)
     plain = [Choice(stage) for stage in stages if stage == 0 or num_ranks > 1 or zero.stage == stage]
@@ -159,17 +176,47 @@ def choices(config: RunConfig, num_ranks: int, recompute: Sequence[Recompute]) -
     ]
     whole = [Choice(stage, offload_optimizer=True, offload_parameters=True) for stage in stages if stage == 3]
     if zero.offload_parameters:
-        found = [replace(c, offload_optimizer=zero.offload_optimizer) for c in whole]
-    else:
-        found = [*hosted, *whole] if zero.offload_optimizer else [*plain, *hosted, *whole]
-    return [replace(choice, recompute=kind) for choice in found for kind in recompute]
+        return [replace(c, offload_optimizer=zero.offload_optimizer) for c in whole]
+    return [*hosted, *whole] if zero.offload_optimizer else [*plain, *hosted, *whole]
 
 
-def price(
-    config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int, memory_bytes: int, gpu: GpuKind,
-    num_samples: int | None = None,
-) -> Option:  # fmt: skip
-    """Memory, disk and time of one choice."""
+def recompute_that_fits(
+    config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int, memory_bytes: int,
+    corrections: Corrections = NOTHING_KNOWN,
+) -> Recompute:  # fmt: skip
+    """For each stage of the curriculum the fewest layers with which `choice` fits, with `DIAL_MARGIN` left free.
+
+    Where no number fits, the one that needs least. Memory is corrected by `corrections`.
+    """
+    memory = partial(
+        rank_memory, model.census, choice, num_ranks, zero=_zero_block(config, model, choice, num_ranks),
+        element_bytes=model.element_bytes,
+    )  # fmt: skip
+    limit = (1 - DIAL_MARGIN) * memory_bytes
+
+    def fits(peak: int) -> bool:
+        return corrections.memory(choice, memory(activations=peak)).total <= limit
+
+    layers = tuple(dial.fewest(fits) for dial in model.dials)
+    return Recompute(layers, model.num_layers)
+
+
+def _with_recompute(
+    config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int, memory_bytes: int, corrections: Corrections
+) -> tuple[list[Choice], Choice | None]:
+    """`choice` without recomputation, as `config` says, with as much as is needed, and with all, each once, ascending.
+
+    Beside them the one that `model.recompute: auto` stands for; None where `config` says something else.
+    """
+    needed = recompute_that_fits(config, model, choice, num_ranks, memory_bytes, corrections)
+    configured = configured_recompute(config, model)
+    kinds = {model.everywhere(0), needed, configured or needed, model.everywhere(model.num_layers)}
+    found = [replace(choice, recompute=kind) for kind in sorted(kinds, key=lambda kind: sum(kind.layers))]
+    return found, replace(choice, recompute=needed) if configured is None else None
+
+
+def _zero_block(config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int) -> dict[str, Any]:
+    """The `zero_optimization` block that a run with `choice` would use."""
     from cadtrain.config.deepspeed_config import deepspeed_config_for
 
     update = {
@@ -178,49 +225,71 @@ def price(
         "offload_parameters": choice.offload_parameters,
     }
     chosen = config.model_copy(update={"zero": config.zero.model_copy(update=update)})
-    census = model.census
-    zero = deepspeed_config_for(
+    found = deepspeed_config_for(
         chosen, zero_stage=choice.stage, world_size=num_ranks, precision="fp32" if model.element_bytes == 4 else "bf16",
-        hidden_size=census.hidden_size, layer_params=census.decoder_layer,
-    ).to_dict()["zero_optimization"]  # fmt: skip
+        hidden_size=model.census.hidden_size, layer_params=model.census.decoder_layer,
+    ).to_dict()  # fmt: skip
+    block: dict[str, Any] = found["zero_optimization"]
+    return block
+
+
+def price(
+    config: RunConfig, model: ModelFacts, choice: Choice, num_ranks: int, memory_bytes: int, gpu: GpuKind,
+    num_samples: int | None = None,
+) -> Option:  # fmt: skip
+    """Memory, disk and time of one choice. Without `num_samples` the stages of the curriculum count alike."""
+    census = model.census
     memory = rank_memory(
-        census, choice, num_ranks, activations=model.activations(choice.recompute), zero=zero,
-        element_bytes=model.element_bytes,
+        census, choice, num_ranks, activations=sum(model.peak(choice.recompute).values()),
+        zero=_zero_block(config, model, choice, num_ranks), element_bytes=model.element_bytes,
     )  # fmt: skip
-    tokens = config.batch.micro_batch_tokens
-    pack = pack_seconds(census, choice, gpu, tokens=tokens, num_ranks=num_ranks, target_share=TARGET_SHARE)
-    step = step_seconds(census, choice, gpu, num_ranks=num_ranks)
-    rank_tokens = max(1.0, config.batch.global_batch_size * TEXT_TOKENS / num_ranks)
-    per_token = pack / tokens + step / rank_tokens
+    tokens = None if num_samples is None else _stage_tokens(config, num_ranks, num_samples)
+    weights = tokens or [1.0] * len(config.curriculum)
+    per_token = [
+        _token_seconds(config, census, choice, gpu, num_ranks, choice.recompute.in_stage(number) / census.num_layers)
+        for number in range(len(config.curriculum))
+    ]
+    seconds = sum(weight * cost for weight, cost in zip(weights, per_token, strict=True))
     return Option(
         choice=choice,
         memory=memory,
         host=host_bytes(census, choice, num_ranks, element_bytes=model.element_bytes),
         checkpoint=checkpoint_bytes(census, choice.stage, element_bytes=model.element_bytes)[0],
-        tokens_per_second=1 / per_token,
-        seconds=None
-        if num_samples is None
-        else _curriculum_tokens(config, num_ranks, num_samples) / num_ranks * per_token,
+        tokens_per_second=sum(weights) / seconds,
+        seconds=None if tokens is None else seconds / num_ranks,
         fits=memory.total <= memory_bytes,
     )
 
 
-def _curriculum_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> float:
-    """Tokens of all stages, from typical samples and the probabilities of the modality sets."""
+def _token_seconds(
+    config: RunConfig, census: Census, choice: Choice, gpu: GpuKind, num_ranks: int, recomputed: float
+) -> float:
+    """Seconds of a GPU for one token, with the share `recomputed` of the layers computed again."""
+    tokens = config.batch.micro_batch_tokens
+    pack = pack_seconds(
+        census, choice, gpu, tokens=tokens, num_ranks=num_ranks, target_share=TARGET_SHARE, recomputed=recomputed
+    )
+    step = step_seconds(census, choice, gpu, num_ranks=num_ranks)
+    rank_tokens = max(1.0, config.batch.global_batch_size * TEXT_TOKENS / num_ranks)
+    return pack / tokens + step / rank_tokens
+
+
+def _stage_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> list[float]:
+    """Tokens of each stage, from typical samples and the probabilities of the modality sets."""
     from cadtrain.config.batch_plan import plan_batches
     from cadtrain.model.build import modality_tokens
 
     sizes = modality_tokens(config.model)
     image, point = sizes.image_tokens_per_view * config.data.views_per_sample, sizes.point_tokens
-    total = 0.0
+    found = []
     spans = plan_batches(config, world_size=num_ranks, num_samples=num_samples).stages
     for stage, span in zip(config.curriculum, spans, strict=True):
         sample = sum(
             share * (TEXT_TOKENS + image * ("image" in key) + point * ("point" in key))
             for key, share in stage.probabilities().items()
         )
-        total += span.num_steps * config.batch.global_batch_size * sample
-    return total
+        found.append(span.num_steps * config.batch.global_batch_size * sample)
+    return found
 
 
 def count_samples(config: RunConfig) -> int:
@@ -233,26 +302,28 @@ def count_samples(config: RunConfig) -> int:
 
 
 def predict(
-    config: RunConfig, num_ranks: int, memory_bytes: int, gpu: GpuKind | None, *,
-    recompute: Sequence[Recompute] = ("none", "full"), device: str = "",
-) -> RunPlan:  # fmt: skip
+    config: RunConfig, num_ranks: int, memory_bytes: int, gpu: GpuKind | None, *, device: str = ""
+) -> RunPlan:
     """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch.
 
     Where steps were measured on devices called `device` (`plan.calibration`), memory is corrected by them.
     """
-    model = model_facts(config, recompute)
+    model = model_facts(config)
     known = gpu or gpu_named("H100")
     samples = count_samples(config)
-    options = [
-        price(config, model, choice, num_ranks, memory_bytes, known, samples)
-        for choice in choices(config, num_ranks, recompute)
-    ]
     corrections = measured_before(model, num_ranks, device)
-    options = corrections.options(options, memory_bytes)
-    best = fastest(options)
+    options, launched = [], []
+    for plain in choices(config, num_ranks):
+        variants, automatic = _with_recompute(config, model, plain, num_ranks, memory_bytes, corrections)
+        priced = [price(config, model, choice, num_ranks, memory_bytes, known, samples) for choice in variants]
+        found = corrections.options(priced, memory_bytes)
+        options += found
+        launched += [option for option in found if automatic in (None, option.choice)]
+    best = fastest(launched)
     frozen = checkpoint_bytes(model.census, 0, element_bytes=model.element_bytes)[1]
     return RunPlan(
-        num_ranks=num_ranks, memory_bytes=memory_bytes, gpu=known, has_rates=gpu is not None, model=model,
+        stages=tuple(stage.name for stage in config.curriculum), num_ranks=num_ranks, memory_bytes=memory_bytes,
+        gpu=known, has_rates=gpu is not None, model=model,
         micro_batch_tokens=config.batch.micro_batch_tokens, options=tuple(options), best=best,
         advice=_advice(config, model, options, best, num_ranks, memory_bytes, known),
         frozen_bytes=frozen, num_kept=config.checkpoint.keep_last + config.checkpoint.keep_best + 1,
@@ -268,9 +339,10 @@ def measured_before(model: ModelFacts, num_ranks: int, device: str) -> Correctio
 
 
 def fastest(options: Sequence[Option]) -> Option | None:
-    """The fastest that fits; of equally fast ones the first, which has the lowest stage."""
+    """The fastest that fits. Of those within 2 %, which is more than these estimates tell apart, the first: the lowest stage."""
     fitting = [option for option in options if option.fits]
-    return max(fitting, key=lambda option: round(option.tokens_per_second, 3), default=None)
+    bar = max((option.tokens_per_second for option in fitting), default=0.0) / ALIKE
+    return next((option for option in fitting if option.tokens_per_second >= bar), None)
 
 
 def _advice(
@@ -280,7 +352,7 @@ def _advice(
     """What would let a faster choice fit: the fastest with smaller packs, else a larger GPU for the nearest one."""
     from cadtrain.units import format_bytes
 
-    bar = 0.0 if best is None else 1.02 * best.tokens_per_second
+    bar = 0.0 if best is None else ALIKE * best.tokens_per_second
     faster = [option for option in options if not option.fits and option.tokens_per_second > bar]
     if not faster:
         return ""
@@ -313,5 +385,4 @@ def _fitting_tokens(option: Option, tokens: int, memory_bytes: int) -> int:
 
 
 def _scaled(model: ModelFacts, factor: float) -> ModelFacts:
-    peaks = {kind: {part: round(n * factor) for part, n in parts.items()} for kind, parts in model.peaks.items()}
-    return replace(model, peaks=peaks)
+    return replace(model, dials=tuple(dial.scaled(factor) for dial in model.dials))

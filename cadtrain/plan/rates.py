@@ -71,11 +71,12 @@ def gpu_named(name: str) -> GpuKind:
     return found
 
 
-def flops_per_token(census: Census, *, target_share: float, recompute: bool) -> float:
+def flops_per_token(census: Census, *, target_share: float, recomputed: float) -> float:
     """Operations a token of the language model, forward and backward, attention's scores left out (short sequences).
 
     2 a weight forward, 2 for the gradient of its input and 2 for its own, which frozen weights have none of; the head
-    works on target positions alone. Recomputing is one more forward pass of the layers.
+    works on target positions alone. Recomputing is one more forward pass of the layers'
+    share `recomputed`.
     """
     layers = census.num_layers * census.decoder_layer
     head = census.head * target_share
@@ -84,22 +85,25 @@ def flops_per_token(census: Census, *, target_share: float, recompute: bool) -> 
         work = 4 * (frozen + head) + 6 * census.lora
     else:
         work = 6 * (layers + head)
-    return float(work + (2 * layers if recompute else 0))
+    return float(work + 2 * layers * recomputed)
 
 
 def pack_seconds(
-    census: Census, choice: Choice, gpu: GpuKind, *, tokens: int, num_ranks: int, target_share: float
+    census: Census, choice: Choice, gpu: GpuKind, *, tokens: int, num_ranks: int, target_share: float, recomputed: float = 0.0
 ) -> float:
-    """Seconds of one forward and backward pass over a pack of `tokens`: computing, or gathering where that is longer."""
-    work = flops_per_token(census, target_share=target_share, recompute=choice.recompute == "full") * tokens
+    """Seconds of one forward and backward pass over a pack of `tokens`: computing, or gathering where that is longer.
+
+    `recomputed` is the share of the decoder layers that are computed again; `choice.recompute` says it of every stage.
+    """
+    work = flops_per_token(census, target_share=target_share, recomputed=recomputed) * tokens
     is_stage_3 = choice.stage == 3 and (num_ranks > 1 or choice.offload_parameters)
     computing = work / (gpu.teraflops * 1e12 * _SHARE_OF_PEAK[bool(census.lora), is_stage_3])
-    passes = 3 if choice.recompute == "full" else 2
     gathering = 0.0
     if choice.stage == 3:
-        gathering = passes * 2 * census.total * (num_ranks - 1) / num_ranks / (gpu.link_gbps * 1e9)
+        # Once for each pass; layers are computed again with the weights that are gathered for their backward pass.
+        gathering = 2 * 2 * census.total * (num_ranks - 1) / num_ranks / (gpu.link_gbps * 1e9)
         if choice.offload_parameters:
-            gathering = max(gathering, passes * 2 * census.total / num_ranks / HOST_LINK_BYTES)
+            gathering = max(gathering, 2 * 2 * census.total / num_ranks / HOST_LINK_BYTES)
     return max(computing, gathering)
 
 

@@ -1,4 +1,4 @@
-"""Which ZeRO stage a launch takes: the one that the configuration names, or the lowest that fits.
+"""Which ZeRO stage a launch takes, and how many layers are recomputed: what the configuration names, or what fits.
 
 The prediction needs the model's shapes and therefore torch, a few seconds; CPU ranks and models whose configuration is
 not on this machine are decided without it.
@@ -6,10 +6,11 @@ not on this machine are decided without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from cadtrain.config.recompute import Recompute, RecomputeSetting
 from cadtrain.plan.memory import Choice, ZeroStage
 from cadtrain.units import format_bytes
 
@@ -20,12 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StageChoice:
-    """The stage that was taken, why, and what a rank needs under each (bytes; empty where nothing was predicted)."""
+    """The stage that was taken, why, and what a rank needs under each (bytes; empty where nothing was predicted).
+
+    `needed` is with as much recomputation as that stage would take.
+    """
 
     stage: ZeroStage
     reason: str
     needed: dict[ZeroStage, int]
     fits: bool = True
+    recompute: Recompute | None = None
+    """What is recomputed; None where nothing was predicted."""
+    unseen: Literal["none", "full"] = "none"
+    """What `model.recompute: auto` comes to where nothing was predicted."""
+
+    @property
+    def recompute_setting(self) -> RecomputeSetting:
+        """The value that takes the place of `model.recompute: auto`."""
+        return self.unseen if self.recompute is None else self.recompute.setting()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -38,58 +51,70 @@ def choose_stage(
 ) -> StageChoice:
     """The stage for `config` on `num_ranks` devices of `memory_bytes` each (None: CPU ranks; 0: not known).
 
-    A stage that the configuration names is kept. `auto` takes the lowest that fits: DeepSpeed is fastest there. On the
-    CPU it takes 2, which shares memory on one host and gathers no weights. `host_weights`: stage 3, if taken, will keep
-    its weights in host memory. `device`: the devices' name, under which steps may have been measured.
+    A stage that the configuration names is kept. `auto` takes the lowest that fits: DeepSpeed is fastest there. With
+    `model.recompute: auto` each stage takes the fewest recomputed layers with which it fits, and the fastest of these
+    is taken, by the rates of `device` (of an H100 where it is in no table). On the CPU it is 2, which shares memory on
+    one host and gathers no weights, without recomputation. `host_weights`: stage 3, if taken, will keep its weights in
+    host memory. `device`: the devices' name, under which steps may have been measured.
     """
     zero = config.zero
     is_auto = zero.stage == "auto"
     if memory_bytes is None and is_auto:
         return StageChoice(3 if zero.offload_parameters else 2, "CPU ranks share one host's memory", {})
     if not memory_bytes or not is_at_hand(config):
+        unseen: Literal["none", "full"] = "none" if memory_bytes is None else "full"
         if zero.stage != "auto":
-            return StageChoice(zero.stage, "as configured", {})
+            return StageChoice(zero.stage, "as configured", {}, unseen=unseen)
         unknown = "the device's memory is" if not memory_bytes else "the model's shapes are"
         lowest: ZeroStage = 3 if num_ranks > 1 or zero.offload_optimizer or zero.offload_parameters else 0
-        return StageChoice(lowest, f"{unknown} not known, so the stage that needs least", {})
+        return StageChoice(lowest, f"{unknown} not known, so the stage that needs least", {}, unseen=unseen)
     priced = _priced(config, num_ranks, memory_bytes, host_weights=host_weights, device=device)
     needed = {option.choice.stage: option.memory.total for option in priced}
     if zero.stage != "auto":
-        return StageChoice(zero.stage, "as configured", needed, fits=priced[0].fits)
-    for option in priced:
-        if option.fits:
-            return StageChoice(option.choice.stage, "the lowest that fits", needed)
+        return StageChoice(zero.stage, "as configured", needed, priced[0].fits, priced[0].choice.recompute)
+    found, reason = _taken(priced, by_speed=config.model.recompute == "auto")
+    if found is not None:
+        return StageChoice(found.choice.stage, reason, needed, recompute=found.choice.recompute)
     last = priced[-1]
     text = f"none fits: {format_bytes(last.memory.total)} predicted, {format_bytes(memory_bytes)} there"
-    return StageChoice(last.choice.stage, text, needed, fits=False)
+    return StageChoice(last.choice.stage, text, needed, fits=False, recompute=last.choice.recompute)
+
+
+def _taken(priced: list[Option], *, by_speed: bool) -> tuple[Option | None, str]:
+    """The option that is taken and why; None where none fits."""
+    from cadtrain.plan.predict import fastest
+
+    lowest = next((option for option in priced if option.fits), None)
+    found = fastest(priced) if by_speed else lowest
+    return found, "the lowest that fits" if found is lowest else "the fastest that fits"
 
 
 def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weights: bool, device: str) -> list[Option]:
-    """The stages that `config` leaves open, lowest first, with its own offload and recomputation."""
-    from cadtrain.plan.predict import measured_before, model_facts, price
-    from cadtrain.plan.rates import gpu_named
+    """The stages that `config` leaves open, lowest first, with its own offload, and its recomputation or what fits."""
+    from cadtrain.plan.predict import configured_recompute, measured_before, model_facts, price, recompute_that_fits
+    from cadtrain.plan.rates import find_gpu, gpu_named
 
+    model, kind = model_facts(config), find_gpu(device) or gpu_named("H100")
+    corrections = measured_before(model, num_ranks, device)
+    configured = configured_recompute(config, model)
+    found = []
+    for stage in _open_stages(config, num_ranks):
+        on_host = config.zero.offload_parameters or (host_weights and stage == 3)
+        choice = Choice(stage, config.zero.offload_optimizer, on_host)
+        recompute = configured or recompute_that_fits(config, model, choice, num_ranks, memory_bytes, corrections)
+        found.append(price(config, model, replace(choice, recompute=recompute), num_ranks, memory_bytes, kind))
+    return corrections.options(found, memory_bytes)
+
+
+def _open_stages(config: RunConfig, num_ranks: int) -> tuple[ZeroStage, ...]:
     zero = config.zero
     if zero.stage != "auto":
-        stages: tuple[ZeroStage, ...] = (zero.stage,)
-    elif zero.offload_parameters:
-        stages = (3,)
-    elif zero.offload_optimizer:
-        stages = (2, 3)
-    else:
-        stages = (0, 1, 2, 3) if num_ranks > 1 else (0,)
-    model = model_facts(config, (config.model.recompute,))
-    found = [
-        price(
-            config, model,
-            Choice(
-                stage, zero.offload_optimizer, zero.offload_parameters or (host_weights and stage == 3), config.model.recompute
-            ),
-            num_ranks, memory_bytes, gpu_named("H100"),
-        )
-        for stage in stages
-    ]  # fmt: skip
-    return measured_before(model, num_ranks, device).options(found, memory_bytes)
+        return (zero.stage,)
+    if zero.offload_parameters:
+        return (3,)
+    if zero.offload_optimizer:
+        return (2, 3)
+    return (0, 1, 2, 3) if num_ranks > 1 else (0,)
 
 
 def is_at_hand(config: RunConfig) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cadtrain.config.recompute import Recompute, recomputed_layers
 from cadtrain.plan.memory import Choice
 from cadtrain.plan.predict import ModelFacts, Option, learning_in, pack_shape, price
 from cadtrain.plan.rates import gpu_named
@@ -27,6 +28,8 @@ class WorstPack:
     shape: PackShape
     learning: tuple[Component, ...]
     """Components that take a gradient in the stage."""
+    recomputed: int
+    """Decoder layers that are computed again in the stage's backward pass."""
     option: Option
     """The prediction for this pack, under the configuration's own choice."""
     census: Census
@@ -34,33 +37,37 @@ class WorstPack:
 
 
 def worst_pack(config: RunConfig, num_ranks: int, memory_bytes: int, *, kernels: Kernels = "cuda") -> WorstPack:
-    """The worst pack of `config`, whose ZeRO stage is a number and whose precision is not `auto` where it is fp32.
+    """The worst pack of `config`, whose ZeRO stage is a number, whose recomputation is decided, and whose precision is not `auto` where it is fp32.
 
     `memory_bytes` is that of a device, for `option.fits`. Loads torch; raises `ConfigError` for a model that cannot be built.
     """
     from cadtrain.model.census import take_census
     from cadtrain.model.components import component_of
-    from cadtrain.model.footprint import meta_model, trace_footprint
+    from cadtrain.model.footprint import meta_model, recompute_dial
 
-    width, kind = 4 if config.precision == "fp32" else 2, config.model.recompute
+    width = 4 if config.precision == "fp32" else 2
     model = meta_model(config.model, codec=config.data.codec, element_bytes=width)
-    found = []
-    for stage in config.curriculum:
-        shape, learns = all_learned(pack_shape(config, stage, model), model), learning_in(stage)
-        traced = trace_footprint(model, shape, recompute=kind == "full", kernels=kernels, learning=learns)
-        found.append((traced, stage, shape, learns))
-    traced, stage, shape, learns = max(found, key=lambda row: row[0].peak_bytes)
-    facts = ModelFacts(take_census(model), width, {kind: traced.peak})
-    option = price(config, facts, choice_of(config), num_ranks, memory_bytes, gpu_named("H100"))
+    shapes = [all_learned(pack_shape(config, stage, model), model) for stage in config.curriculum]
+    dials = tuple(
+        recompute_dial(model, shape, kernels=kernels, learning=learning_in(stage))
+        for stage, shape in zip(config.curriculum, shapes, strict=True)
+    )
+    census = take_census(model)
+    recompute = Recompute(recomputed_layers(config.model, len(dials), census.num_layers), census.num_layers)
+    peaks = [dial.footprint(count).peak_bytes for dial, count in zip(dials, recompute.layers, strict=True)]
+    worst = peaks.index(max(peaks))
+    stage, learns = config.curriculum[worst], learning_in(config.curriculum[worst])
+    facts = ModelFacts(census, width, dials)
+    option = price(config, facts, _choice_of(config, recompute), num_ranks, memory_bytes, gpu_named("H100"))
     names = {component_of(name): None for name, p in model.named_parameters() if p.requires_grad and learns(name)}
-    return WorstPack(stage.name, shape, tuple(names), option, facts.census, width)
+    return WorstPack(stage.name, shapes[worst], tuple(names), recompute.layers[worst], option, census, width)
 
 
-def choice_of(config: RunConfig) -> Choice:
+def _choice_of(config: RunConfig, recompute: Recompute) -> Choice:
     """What `config` has chosen; its ZeRO stage must be a number."""
     zero = config.zero
     assert zero.stage != "auto"
-    return Choice(zero.stage, zero.offload_optimizer, zero.offload_parameters, config.model.recompute)
+    return Choice(zero.stage, zero.offload_optimizer, zero.offload_parameters, recompute)
 
 
 def all_learned(shape: PackShape, model: CadMllm) -> PackShape:

@@ -21,6 +21,7 @@ import torch
 from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.load import to_yaml
 from cadtrain.config.measure import PROFILE_NAME, REPORT_NAME, SUMMARY_NAME, MeasureRequest
+from cadtrain.config.recompute import Recompute
 from cadtrain.config.sections import Component, RunConfig
 from cadtrain.data.collate import Pack, made_for
 from cadtrain.data.feed import PackOrder, StepPlan
@@ -171,6 +172,8 @@ class Steps:
         self.stage, self._span = config.curriculum[number], made.plan.stages[number]
         used = [name for name in trainable_components(made.shapes) if request.rows is None or name == "language"]
         self.learning = [component for component in used if made.schedule.learns(number, component)]
+        self.recompute = made.recompute[number]
+        """Decoder layers that are recomputed."""
         self._step = self._span.first_step
         self._plans: list[StepPlan] = []
         self._packs = ReadAhead(made_for(made.engine.device, workload.make_pack), self._orders(), num_workers=config.data.num_workers)
@@ -179,6 +182,7 @@ class Steps:
 
     def __enter__(self) -> Steps:
         self.engine.set_learning(self.learning)
+        self.engine.set_recompute(self.recompute)
         self._synchronize()
         self._ended_at = time.perf_counter()
         return self
@@ -331,7 +335,7 @@ def _facts(
         "zero_stage": config.zero.stage,
         "offload_optimizer": config.zero.offload_optimizer,
         "offload_parameters": config.zero.offload_parameters,
-        "recompute": str(config.model.recompute),
+        "recompute": Recompute((steps.recompute,), census.num_layers).short(),
         "lora_rank": None if lora is None else lora.rank,
         "parameters": census.total,
         "micro_batch_tokens": workload.micro_batch_tokens,

@@ -35,6 +35,7 @@ from cadtrain.model.components import (
     encoder_block_classes,
     trainable_components,
 )
+from cadtrain.model.language import set_recompute
 from cadtrain.model.weights import Share
 from cadtrain.train.grad_norm import take_norms_at_once
 from cadtrain.train.live_weights import live_spans
@@ -63,6 +64,10 @@ class Engine(Protocol):
 
     def set_learning(self, components: Iterable[Component]) -> None:
         """Let these components take gradients and no others."""
+        ...
+
+    def set_recompute(self, num_layers: int) -> None:
+        """Compute so many decoder layers again in the backward pass; between steps."""
         ...
 
     def start_components(self, components: Iterable[Component]) -> None:
@@ -242,6 +247,9 @@ class DeepSpeedEngine:
         for component, tensor in self._optimizer_tensors():
             if component not in wanted and tensor.grad is not None:
                 tensor.grad.zero_()
+
+    def set_recompute(self, num_layers: int) -> None:
+        set_recompute(self.model.language, num_layers)
 
     def start_components(self, components: Iterable[Component]) -> None:
         wanted = set(components)

@@ -21,6 +21,7 @@ from cadtrain.checkpoint.store import CheckpointStore
 from cadtrain.config.batch_plan import BatchPlan, plan_batches
 from cadtrain.config.deepspeed_config import Precision, deepspeed_config_for
 from cadtrain.config.load import to_yaml
+from cadtrain.config.recompute import Recompute, recomputed_layers
 from cadtrain.config.sections import MODALITY_SETS, RunConfig
 from cadtrain.data.examples import ExampleBuilder, ExampleShape, Tokenizer, count_tokens
 from cadtrain.data.features.store import FeatureStore, SplitFeatures
@@ -82,7 +83,7 @@ def run(
 ) -> TrainState:
     """Train `config` in `run_dir` to its end and return the final state. Every rank of the run calls it.
 
-    `run_dir` exists and holds the run's `config.yaml`; the ZeRO stage is a number. `console` is used on rank 0 alone.
+    `run_dir` exists and holds the run's `config.yaml`; the ZeRO stage is a number and recomputation is decided. `console` is used on rank 0 alone.
     Raises `CadtrainError` of every kind, `Interrupted` after the state was saved. `on_failure` is told of an error at once:
     leaving the process group may wait for peers that wait for this rank, so a failed rank does not leave it in order.
     `heartbeat` gets this rank's signs of life.
@@ -141,6 +142,8 @@ class Assembled:
     feeds: Feeds | None
     plan: BatchPlan
     schedule: CurriculumSchedule
+    recompute: tuple[int, ...]
+    """Decoder layers computed again in the backward pass, by stage."""
     precision: Precision
     codec: str
     """Name and version."""
@@ -169,6 +172,7 @@ def assemble(config: RunConfig, start: Start) -> Assembled:
     num_samples = feeds.train.num_samples if feeds else ENDLESS * config.batch.global_batch_size
     plan = plan_batches(config, world_size=place.world_size, num_samples=num_samples)
     schedule = CurriculumSchedule(config.curriculum, plan)
+    recompute = recomputed_layers(config.model, len(config.curriculum), len(shapes.language.base_model.layers))
     deepspeed_config = deepspeed_config_for(
         config, zero_stage=int(config.zero.stage), world_size=place.world_size, precision=precision,
         hidden_size=shapes.language.config.hidden_size, layer_params=decoder_layer_parameters(shapes),
@@ -181,7 +185,8 @@ def assemble(config: RunConfig, start: Start) -> Assembled:
     engine = DeepSpeedEngine(model, config=deepspeed_config, optim=config.optim, device=device)
     if config.data.features is not None:
         rest_encoders(model, zero_stage=int(config.zero.stage))
-    return Assembled(feeds, plan, schedule, precision, f"{codec.name} {codec.version}", shapes, model, engine, sharding)
+    written = f"{codec.name} {codec.version}"
+    return Assembled(feeds, plan, schedule, recompute, precision, written, shapes, model, engine, sharding)
 
 
 def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, resume: bool) -> TrainState:
@@ -190,7 +195,7 @@ def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, 
     plan, engine, shapes, written = made.plan, made.engine, made.shapes, made.codec
     assert made.feeds is not None
     feeds = made.feeds
-    lines = describe(config, shapes, feeds, plan, made.precision, place)
+    lines = describe(config, shapes, feeds, plan, made.precision, place, made.recompute)
     facts = {"zero_stage": config.zero.stage, "precision": made.precision, "offload": config.zero.offload_optimizer}
     counts = {name: {"trainable": row.trainable, "frozen": row.frozen} for name, row in take_census(shapes).components.items()}
     store = open_store(config, run_dir, place, plan, engine, {**facts, "census": counts})
@@ -221,8 +226,8 @@ def _train(config: RunConfig, run_dir: Path, start: Start, sink: MetricSink, *, 
     watched = WatchedEngine(engine, heartbeat)
     parts = TrainerParts(
         config=config, config_text=to_yaml(config), place=place, engine=watched, schedule=made.schedule, feed=feeds.train,
-        validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number, leave=leave,
-        on_step=watched.at_step, on_wait=heartbeat.phase,
+        validation_feed=feeds.validation, store=store, sink=sink, stop_signal=lambda: stop.signal_number,
+        recompute=made.recompute, leave=leave, on_step=watched.at_step, on_wait=heartbeat.phase,
     )  # fmt: skip
     state = train_to_the_end(parts, state, facts=layout, codec=written)
     heartbeat.phase("leaving")
@@ -307,7 +312,7 @@ def open_feeds(config: RunConfig, path: Path, tokenizer: Tokenizer) -> Feeds:
 
 
 def describe(
-    config: RunConfig, model: CadMllm, feeds: Feeds, plan: BatchPlan, precision: str, place: Place
+    config: RunConfig, model: CadMllm, feeds: Feeds, plan: BatchPlan, precision: str, place: Place, recompute: tuple[int, ...]
 ) -> tuple[tuple[str, str], ...]:
     """The start banner: the arithmetic of the run before its first step."""
     total = sum(p.numel() for p in model.parameters())
@@ -333,11 +338,16 @@ def describe(
             f"{plan.global_batch_size} samples a step over {place.world_size} ranks, packs of up to {plan.micro_batch_tokens:,} tokens",
         ),
         ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch): {stages}"),
-        ("engine", f"ZeRO-{config.zero.stage}, {precision}"),
+        ("engine", f"ZeRO-{config.zero.stage}, {precision}, {_describe_recompute(recompute, model)}"),
     )
     for label, text in rows:
         log.info("%s: %s", label, text)
     return rows
+
+
+def _describe_recompute(layers: tuple[int, ...], model: CadMllm) -> str:
+    words = Recompute(layers, len(model.language.base_model.layers)).describe()
+    return words or "no recomputation"
 
 
 def _describe_codec(config: RunConfig, feed: Feed) -> str:

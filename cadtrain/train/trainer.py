@@ -57,6 +57,8 @@ class TrainerParts:
     store: CheckpointStore
     sink: MetricSink
     stop_signal: Callable[[], int]
+    recompute: tuple[int, ...]
+    """Decoder layers computed again in the backward pass, by stage."""
     leave: LeaveWatch = field(default_factory=LeaveWatch)
     on_step: Callable[[int], None] = lambda step: None
     """Told of each 0-based step before it begins."""
@@ -114,12 +116,16 @@ class Trainer:
             self._stage = number
             learning = [component for component in COMPONENTS if schedule.learns(number, component)]
             engine.set_learning(learning)
+            engine.set_recompute(self.parts.recompute[number])
             stage = schedule.stages[number]
             shares = ", ".join(f"{key} {share:.0%}" for key, share in stage.probabilities().items())
             verb = "begins" if step == schedule.plan.stages[number].first_step else "goes on"
             self.parts.sink.note(f"stage {stage.name} {verb} at step {step + 1}: {shares}")
             self._passed_over = 0
-            log.info("stage %s: learning %s, drawing %s", stage.name, learning, shares)
+            log.info(
+                "stage %s: learning %s, drawing %s, recomputing %d layers",
+                stage.name, learning, shares, self.parts.recompute[number],
+            )  # fmt: skip
         starting = schedule.starting_components(step)
         if starting:
             engine.start_components(starting)

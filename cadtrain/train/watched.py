@@ -31,6 +31,10 @@ class WatchedEngine:
         """As the engine does."""
         self._engine.set_learning(components)
 
+    def set_recompute(self, num_layers: int) -> None:
+        """As the engine does."""
+        self._engine.set_recompute(num_layers)
+
     def start_components(self, components: Iterable[Component]) -> None:
         """As the engine does."""
         self._engine.start_components(components)

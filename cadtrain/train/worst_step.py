@@ -50,6 +50,8 @@ class Request:
     """Fields of `model.footprint.PackShape`."""
     learning: tuple[str, ...]
     """Components that take a gradient."""
+    recomputed: int = 0
+    """Decoder layers that are computed again in the backward pass."""
     steps: int = STEPS
     micro_steps: int = MICRO_STEPS
 
@@ -128,6 +130,7 @@ def _take_steps(engine: DeepSpeedEngine, pack: Pack, request: Request, meter: Me
     """Take the steps; (held, passes, update, reserved) as in `MeasuredMemory`."""
     learning: list[Component] = [name for name in COMPONENTS if name in request.learning]
     engine.set_learning(learning)
+    engine.set_recompute(request.recomputed)
     engine.set_rates({name: 1e-6 if name in learning else 0.0 for name in COMPONENTS})
     targets = max(1, pack.num_targets * Place.from_environment().world_size * request.micro_steps)
     held = passes = update = reserved = 0

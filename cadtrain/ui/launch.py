@@ -41,6 +41,7 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
         ("ranks", plan.devices.describe()),
         *_hosts_row(plan),
         ("ZeRO", f"stage {plan.zero.stage} ({plan.zero.reason}){_offload_text(plan)}"),
+        ("recompute", _recompute_text(plan)),
         ("precision", config.precision),
         ("model", ", ".join(parts)),
         ("data", data),
@@ -74,6 +75,18 @@ def _memory_text(plan: LaunchPlan) -> str:
         return ""
     there = min(gpu.memory_total for gpu in plan.devices.gpus)
     return f"{format_bytes(plan.zero.peak_bytes)} of {format_bytes(there)} a GPU predicted at the peak"
+
+
+def _recompute_text(plan: LaunchPlan) -> str:
+    """What `model.recompute` is, or has come to, in words."""
+    setting = plan.config.model.recompute
+    if isinstance(setting, str):
+        return {"full": "every layer"}.get(setting, setting)
+    of = f" of {plan.zero.recompute.of}" if plan.zero.recompute is not None else ""
+    if isinstance(setting, int):
+        return f"the first {setting}{of} layers"
+    stages = zip(plan.config.curriculum, setting, strict=True)
+    return f"{', '.join(f'{stage.name} {layers}' for stage, layers in stages)}{of} layers"
 
 
 def _offload_text(plan: LaunchPlan) -> str:

@@ -66,7 +66,7 @@ def _weights(plan: RunPlan) -> Table:
 def _choices(plan: RunPlan) -> Table:
     table = _plain()
     for column in ("ZeRO", "on host", "recompute"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != "recompute")  # of many stages
     columns = ["GPU GiB", "host"] + (["tokens/s", "time"] if plan.has_rates else [])
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -77,7 +77,7 @@ def _choices(plan: RunPlan) -> Table:
         mark = Text("fastest", style="bold green") if option is plan.best else Text("" if option.fits else "too large")
         rates = [f"{option.tokens_per_second:,.0f}", _time(option)] if plan.has_rates else []
         table.add_row(
-            str(choice.stage), held, "full" if choice.recompute == "full" else "", f"{option.memory.total / _GIB:.1f}", f"{sum(option.host.values()) / _GIB:.0f}",
+            str(choice.stage), held, "" if choice.recompute.setting() == "none" else choice.recompute.short(), f"{option.memory.total / _GIB:.1f}", f"{sum(option.host.values()) / _GIB:.0f}",
             *rates, mark, style="bold" if option is plan.best else "" if option.fits else "dim",
         )  # fmt: skip
     return table
@@ -98,7 +98,7 @@ def _breakdown(plan: RunPlan, option: Option) -> Table:
                 text += " (measured)" if plan.corrections.newest else " (estimate)"
             table.add_row(text, f"{values[name] / _GIB:.2f}")
         if name == "activations":
-            parts = plan.model.peaks[option.choice.recompute]
+            parts = plan.model.peak(option.choice.recompute)
             for part, count in sorted(parts.items(), key=lambda item: -item[1]):
                 if count >= 0.01 * values[name]:
                     table.add_row(f"  {part}", f"{count / _GIB:.2f}", style="dim")
@@ -115,6 +115,10 @@ def _remarks(plan: RunPlan) -> list[Text]:
         found.append(Text(text))
     if plan.best is None:
         found.append(Text("No choice fits.", style="bold yellow"))
+    elif isinstance(plan.best.choice.recompute.setting(), tuple):
+        layers = zip(plan.stages, plan.best.choice.recompute.layers, strict=True)
+        each = ", ".join(f"{name} {count}" for name, count in layers)
+        found.append(Text(f"Recomputed layers of {plan.model.num_layers}, by stage: {each}."))
     if plan.advice:
         found.append(Text(plan.advice))
     if not plan.has_rates:
@@ -197,7 +201,11 @@ def plan_json(plan: RunPlan) -> dict[str, Any]:
                 name: {"trainable": row.trainable, "frozen": row.frozen} for name, row in census.components.items()
             },
         },
-        "activation_bytes": plan.model.peaks,
+        "num_layers": plan.model.num_layers,
+        "activation_bytes": {
+            name: plan.model.peak(plan.model.everywhere(layers))
+            for name, layers in (("none", 0), ("full", plan.model.num_layers))
+        },
         "options": [_option_json(plan, option) for option in plan.options],
         "fastest": None if plan.best is None else plan.options.index(plan.best),
         "advice": plan.advice or None,
@@ -212,7 +220,7 @@ def _option_json(plan: RunPlan, option: Option) -> dict[str, Any]:
         "zero_stage": choice.stage,
         "offload_optimizer": choice.offload_optimizer,
         "offload_parameters": choice.offload_parameters,
-        "recompute": choice.recompute,
+        "recompute_layers": dict(zip(plan.stages, choice.recompute.layers, strict=True)),
         "fits": option.fits,
         "gpu_bytes": option.memory.as_dict(),
         "host_bytes": option.host,

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cadtrain.config.load import to_yaml
 from cadtrain.errors import EnvironmentFault, UsageError
 from cadtrain.launch import devices, planning
 from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, parse_gpus, select_visible
@@ -143,7 +144,6 @@ def test_run_folder_rules(tmp_path: Path) -> None:
         plan_launch(LaunchRequest(run_dir=run, resume=True), environ={})
     with pytest.raises(UsageError, match="needs the run folder"):
         plan_launch(LaunchRequest(resume=True), environ={})
-    from cadtrain.config.load import to_yaml
 
     first = plan_launch(LaunchRequest(run_dir=run, overrides=("seed=7",)), environ={})
     prepare_run_dir(run, to_yaml(first.config), {})
@@ -227,7 +227,6 @@ def test_free_port_is_free() -> None:
 @pytest.mark.usefixtures("no_gpus")
 def test_a_run_goes_on_only_with_the_codec_that_its_model_learnt(tmp_path: Path) -> None:
     """Refused before the run's configuration is replaced; a checkpoint that says nothing is left to the ranks."""
-    from cadtrain.config.load import to_yaml
 
     run, state = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000003" / "state.json"
     first = plan_launch(LaunchRequest(run_dir=run, overrides=("data.codec=tokens",)), environ={})
@@ -254,6 +253,68 @@ def test_predicted_peak_stands_beside_the_gpus_memory(tmp_path: Path) -> None:
     console.print(plan_table(plan))
     row = next(line for line in console.export_text().splitlines() if line.startswith("memory"))
     assert row.split("memory")[1].strip().endswith("GiB of 80.0 GiB a GPU predicted at the peak")
+
+
+def run_of_8b(folder: Path) -> Path:
+    """A configuration of an 8B model with adapters whose stages need different memory."""
+    folder.mkdir()
+    path = folder / "run.yaml"
+    path.write_text(
+        """
+name: dial
+model:
+  language:
+    config: {model_type: qwen3, hidden_size: 4096, intermediate_size: 12288, num_hidden_layers: 36,
+      num_attention_heads: 32, num_key_value_heads: 8, head_dim: 128, vocab_size: 151936}
+    lora: {rank: 32}
+  point: {trainable: true}
+curriculum:
+  - {name: text, duration: 20 steps, modalities: {text: 1.0}}
+  - {name: points, duration: 20 steps, modalities: {text+point: 1.0}}
+batch: {micro_batch_tokens: 8192}
+"""
+    )
+    return path
+
+
+def shown(plan: planning.LaunchPlan, row: str) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    return next(line for line in console.export_text().splitlines() if line.startswith(row)).split(row, 1)[1].strip()
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_recomputation_is_decided_before_ranks_start_and_a_resumed_run_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", str(run_of_8b(tmp_path / "config"))
+    small = tuple(Gpu(gpu.id, gpu.uuid, gpu.name, 44 * GIB, 43 * GIB) for gpu in INSTALLED)
+    monkeypatch.setattr(devices, "_gpus_from_nvml", lambda: small)
+    first = plan_launch(LaunchRequest(config=config, gpus=2, run_dir=run), environ={})
+    layers = first.config.model.recompute
+    assert isinstance(layers, tuple)
+    assert 0 < layers[0] < layers[1] < 36
+    assert shown(first, "recompute") == f"text {layers[0]}, points {layers[1]} of 36 layers"
+    assert first.as_json()["recompute"] == layers
+    prepare_run_dir(run, to_yaml(first.config), {})
+    monkeypatch.setattr(devices, "_gpus_from_nvml", lambda: INSTALLED)
+    resumed = plan_launch(LaunchRequest(run_dir=run, resume=True, gpus=2), environ={})
+    assert resumed.config.model == first.config.model
+    again = plan_launch(LaunchRequest(run_dir=run, resume=True, gpus=2, overrides=("model.recompute=auto",)), environ={})
+    assert again.config.model.recompute != layers
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize(
+    ("setting", "decided", "text"),
+    [("auto", "none", "none"), ("full", "full", "every layer"), ("3", 3, "the first 3 layers"), ("[1, 3]", (1, 3), "text 1, points 3 layers")],
+)
+def test_recomputation_on_the_cpu(setting: str, decided: object, text: str, tmp_path: Path) -> None:
+    config = str(run_of_8b(tmp_path / "config"))
+    overrides = (f"model.recompute={setting}",)
+    plan = plan_launch(LaunchRequest(config=config, gpus=2, run_dir=tmp_path / "run", overrides=overrides), environ={})
+    assert plan.config.model.recompute == decided
+    assert shown(plan, "recompute") == text
 
 
 @pytest.mark.usefixtures("no_gpus")

@@ -37,7 +37,7 @@ def test_every_norm_gate_and_rotary_of_the_language_model_is_asked(language: str
 
     model = meta_model(model_config(language), codec="compact", element_bytes=2)
     with standing_in(FusedOps(norm, gate, rotary)):
-        trace_footprint(model, PackShape(tokens=64, targets=32, sequences=2), recompute=False, fused=False)
+        trace_footprint(model, PackShape(tokens=64, targets=32, sequences=2), fused=False)
     layers = len(model.language.base_model.layers)
     norms = layers * (4 if language == "qwen3" else 2) + 1
     assert asked == {"norm": norms, "gate": layers, "rotary": layers}
@@ -52,7 +52,7 @@ def test_fused_kernels_hold_less_memory() -> None:
     fields: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2}
     model = meta_model(model_config(fields=fields, image=False, point=False), codec="compact", element_bytes=2)
     shape = PackShape(tokens=512, targets=256, sequences=4)
-    fused, plain = (trace_footprint(model, shape, recompute=False, fused=fused) for fused in (True, False))
+    fused, plain = (trace_footprint(model, shape, fused=fused) for fused in (True, False))
     # Plain: gate, silu(gate) and up in bf16; fused: gate and up. Norms: their fp32 input and its root against the bf16 one.
     assert fused.saved_bytes < 0.8 * plain.saved_bytes
     assert fused.peak_bytes < plain.peak_bytes

@@ -203,8 +203,8 @@ def test_a_plan_with_features_sees_no_encoder() -> None:
     model = meta_model(model_config(), codec="compact", element_bytes=2)
     sizes = {"tokens": 64, "targets": 20, "sequences": 2, "views": 40, "clouds": 40, "points": 2048}
     sizes["tokens"] = 64 + 40 * 7
-    runs = trace_footprint(model, PackShape(**sizes), recompute=False)
-    reads = trace_footprint(model, PackShape(**sizes, stored=True), recompute=False)
+    runs = trace_footprint(model, PackShape(**sizes))
+    reads = trace_footprint(model, PackShape(**sizes, stored=True))
     assert any("encoder" in part for part in runs.peak)
     assert not any("encoder" in part for part in reads.peak)
     assert reads.peak["image projector"] > 0

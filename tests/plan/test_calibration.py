@@ -13,6 +13,7 @@ from cadtrain.cli.app import app, main
 from cadtrain.cli.calibrate import result_of
 from cadtrain.cli.worst_step import WorstStep
 from cadtrain.config.load import load_run_config
+from cadtrain.config.recompute import Recompute
 from cadtrain.config.sections import RunConfig
 from cadtrain.errors import EnvironmentFault
 from cadtrain.plan.calibration import FILE_NAME, Corrections, Measured, calibrate, corrections_for, sharing_of
@@ -55,7 +56,7 @@ def step_on_h200(config: RunConfig, choice: Choice, *, factor: float) -> WorstSt
 
 
 def test_the_measured_choice_is_met_and_others_take_what_holds_for_them() -> None:
-    choice = Choice(2, recompute="full")
+    choice = Choice(2, recompute=Recompute((36,), 36))
     found = calibrate("key", choice, PREDICTED, MEASURED, num_ranks=2, tokens=8192)
     known = Corrections({found.sharing: found})
     met = known.memory(choice, PREDICTED)
@@ -73,7 +74,7 @@ def test_the_measured_choice_is_met_and_others_take_what_holds_for_them() -> Non
 def test_plans_and_launches_on_like_hardware_are_corrected(cache: Path) -> None:
     config, gpu = demo(2), gpu_named("H200")
     plain = predict(config, 2, gpu.memory_bytes, gpu)
-    result = result_of(step_on_h200(config, Choice(2, recompute="none"), factor=1.25))
+    result = result_of(step_on_h200(config, Choice(2), factor=1.25))
     assert result.path == cache / FILE_NAME
     assert result.corrected.allocated + result.corrected.reserve == pytest.approx(result.measured.reserved, rel=1e-6)
     for device, factor in (("NVIDIA H200", 1.25), ("H200", 1.25), ("H100", 1.0), ("", 1.0)):

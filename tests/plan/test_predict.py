@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from cadtrain.cli.app import app
-from cadtrain.config.sections import RunConfig
+from cadtrain.config.recompute import recomputed_layers
+from cadtrain.config.sections import LanguageModelConfig, ModelConfig, RunConfig
+from cadtrain.errors import ConfigError
 from cadtrain.plan.memory import Choice, host_bytes, rank_memory
-from cadtrain.plan.predict import ModelFacts, model_facts, predict, price
+from cadtrain.plan.predict import ALIKE, DIAL_MARGIN, ModelFacts, model_facts, predict, price, recompute_that_fits
 from cadtrain.plan.rates import find_gpu, gpu_named
 from cadtrain.units import parse_bytes
 
@@ -52,7 +57,7 @@ def lora8b(tokens: int, recompute: str = "none", kernels: str = "auto") -> RunCo
 @cache
 def measured_model() -> ModelFacts:
     """7,480 tokens a pack, without fused kernels, and with keys and values copied for every query head: as it was measured."""
-    return model_facts(lora8b(7480, kernels="plain"), ("none",), shares_heads=False)
+    return model_facts(lora8b(7480, kernels="plain"), shares_heads=False)
 
 
 @pytest.mark.parametrize(("stage", "peak_gib", "tokens_per_second"), [(2, 71.3, 10_636), (3, 65.9, 8_609)])
@@ -114,18 +119,20 @@ def test_one_rank_of_four(
 def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
     plan = predict(lora8b(8192), 2, 40 * 10**9, gpu_named("H200"))
     assert plan.best is not None
-    assert (plan.best.choice.stage, plan.best.choice.recompute) == (0, "full")
-    assert all(option.tokens_per_second <= plan.best.tokens_per_second for option in plan.options if option.fits)
+    assert plan.best.choice.stage == 0
+    assert 0 < plan.best.choice.recompute.in_stage(0) < 36
+    assert plan.best.choice.describe() == f"ZeRO-0, recompute {plan.best.choice.recompute.in_stage(0)} of 36 layers"
+    assert all(option.tokens_per_second < ALIKE * plan.best.tokens_per_second for option in plan.options if option.fits)
     tokens = int(plan.advice.split("micro_batch_tokens=")[1].rstrip("."))
     helped = predict(lora8b(tokens), 2, 40 * 10**9, gpu_named("H200"))
     assert helped.best is not None
-    assert helped.best.choice.recompute == "none"
+    assert helped.best.choice.recompute.setting() == "none"
 
 
 def test_nothing_fits() -> None:
-    plan = predict(lora8b(8192), 1, 8 * 10**9, None, recompute=("full",))
+    plan = predict(lora8b(8192), 1, 8 * 10**9, None)
     assert plan.best is None
-    assert "on the host, recompute lacks" in plan.advice
+    assert "lacks" in plan.advice
 
 
 def test_names_and_sizes() -> None:
@@ -146,6 +153,63 @@ def test_command_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "fastest" in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_a_curriculum_of_three_stages_has_its_dial_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stages with more modalities need more layers; the table still fits, and says which stage has which number."""
+    stages = [
+        {"name": "text", "duration": "20 steps", "modalities": {"text": 1.0}},
+        {"name": "text_point", "duration": "20 steps", "modalities": {"text+point": 1.0}},
+        {"name": "all", "duration": "20 steps", "modalities": {"text+point+image": 1.0}},
+    ]
+    config = lora8b(8192).model_dump(mode="json", exclude_none=True)
+    config |= {"curriculum": stages, "model": {**config["model"], "point": {"trainable": True}, "recompute": "auto"}}
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(config))
+    arguments = ["plan", str(path), "--gpus", "2", "--gpu", "L40", "--zero", "2"]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    layers = found["options"][found["fastest"]]["recompute_layers"]
+    assert list(layers) == ["text", "text_point", "all"]
+    assert 0 < layers["text"] < 36
+    assert len(set(layers.values())) > 1
+    monkeypatch.setenv("COLUMNS", "80")
+    text = CliRunner().invoke(app, arguments).stdout
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "/".join(map(str, layers.values())) + " of 36" in text
+    named = ", ".join(f"{name} {count}" for name, count in layers.items())
+    assert f"Recomputed layers of 36, by stage: {named}." in " ".join(text.split())
+
+
+@pytest.mark.parametrize("memory", [36, 48, 64, 80, 100])
+def test_no_memory_is_idle_and_none_overflows(memory: int) -> None:
+    """One layer less would not fit into what is to be used, and what is taken does."""
+    config, model, choice, limit = lora8b(7480), measured_model(), Choice(2), memory * 10**9
+
+    def total(layers: int) -> int:
+        chosen = replace(choice, recompute=model.everywhere(layers))
+        return price(config, model, chosen, 2, limit, gpu_named("H200")).memory.total
+
+    layers = recompute_that_fits(config, model, choice, 2, limit).in_stage(0)
+    used = limit * (1 - DIAL_MARGIN)
+    assert total(layers) <= used
+    assert layers == 0 or total(layers - 1) > used
+    assert (memory == 100) == (layers == 0)
+
+
+def test_a_layer_costs_the_same_whichever_it_is() -> None:
+    config, model = lora8b(7480), measured_model()
+    choices = [Choice(2, recompute=model.everywhere(layers)) for layers in (0, 12, 24, 36)]
+    seconds = [1 / price(config, model, c, 2, 10**12, gpu_named("H200")).tokens_per_second for c in choices]
+    steps = [later - earlier for earlier, later in pairwise(seconds)]
+    assert steps == pytest.approx([steps[0]] * 3)
+    assert 1.25 < seconds[3] / seconds[0] < 1.5
+
+
+def test_the_configured_number_of_layers_stands_in_the_table() -> None:
+    plan = predict(lora8b(8192, 7), 2, 141 * 10**9, gpu_named("H200"))  # type: ignore[arg-type]
+    assert (7,) in {option.choice.recompute.layers for option in plan.options}
+    with pytest.raises(ConfigError, match="found 37, but the language model has 36 decoder layers"):
+        recomputed_layers(ModelConfig(language=LanguageModelConfig(pretrained="elsewhere"), recompute=37), 1, 36)
 
 
 def test_command_as_json() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cadtrain.config.recompute import RecomputeSetting
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig, RunConfig, StageConfig, ZeroConfig
 from cadtrain.plan.stage import choose_stage
 
@@ -14,9 +15,9 @@ QWEN3_8B = {
 }  # fmt: skip
 
 
-def make_config(lora: LoraConfig | None = None, **zero: object) -> RunConfig:
+def make_config(lora: LoraConfig | None = None, *, recompute: RecomputeSetting = "full", **zero: object) -> RunConfig:
     return RunConfig(
-        model=ModelConfig(language=LanguageModelConfig(config=QWEN3_8B, lora=lora)),
+        model=ModelConfig(language=LanguageModelConfig(config=QWEN3_8B, lora=lora), recompute=recompute),
         curriculum=(StageConfig(name="text", duration="10 steps", modalities={"text": 1.0}),),  # type: ignore[arg-type]
         zero=ZeroConfig(**zero),  # type: ignore[arg-type]
     )
@@ -30,6 +31,28 @@ def test_lowest_stage_that_fits(ranks: int, memory_gib: int, lora: LoraConfig | 
     choice = choose_stage(make_config(lora), ranks, memory_gib * GIB)
     assert choice.stage == stage, choice
     assert choice.fits
+
+
+def test_a_lower_stage_with_recomputation_or_a_higher_one_without() -> None:
+    """Whichever is faster: stage 1 fits with all layers recomputed, stage 2 with none; stage 3 leaves more room but gathers weights."""
+    fixed = choose_stage(make_config(), 4, 120 * GIB)
+    found = choose_stage(make_config(recompute="auto"), 4, 120 * GIB)
+    assert (fixed.stage, fixed.reason, fixed.recompute_setting) == (1, "the lowest that fits", "full")
+    assert (found.stage, found.reason, found.recompute_setting) == (2, "the fastest that fits", "none")
+    tight = choose_stage(make_config(recompute="auto"), 4, 80 * GIB, device="NVIDIA L40")
+    assert tight.stage == 2
+    assert isinstance(tight.recompute_setting, int)
+    assert 0 < tight.recompute_setting < 36
+    assert tight.peak_bytes is not None
+    assert 0.93 * 80 * GIB < tight.peak_bytes <= 0.97 * 80 * GIB
+
+
+def test_recomputation_where_nothing_is_predicted() -> None:
+    config = make_config(recompute="auto")
+    assert choose_stage(config, 2, None).recompute_setting == "none"
+    assert choose_stage(config, 2, 0).recompute_setting == "full"
+    whole = choose_stage(config, 1, 24 * GIB)
+    assert (whole.fits, whole.recompute_setting) == (False, "full")
 
 
 def test_nothing_fits_says_so() -> None:

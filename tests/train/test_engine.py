@@ -126,6 +126,53 @@ def test_offload_and_lora_train(two_ranks: RankPool, stage: int, options: dict[s
     assert first[-1] < first[0]
 
 
+def _curve_on_rank(stage: int, lora: bool, recompute: tuple[int, ...]) -> tuple[list[float], list[list[float]]]:
+    """Two steps with each number of recomputed layers in turn, over text first and then over everything.
+
+    Loss sums and gradient norms; and for each number how often each layer's MLP ran for one training micro-step.
+    """
+    from cadtrain.distributed import Place, all_reduce
+
+    engine, feed = make_engine(model_config(lora=lora), stage), make_feed(model_config(lora=lora))
+    rank, found, runs = Place.from_environment().rank, [], []
+    ran = [0, 0]
+    for number, layer in enumerate(engine.model.language.base_model.layers):
+        layer.mlp.register_forward_pre_hook(lambda module, args, number=number: ran.__setitem__(number, ran[number] + module.training))
+    for step in range(2 * len(recompute)):
+        is_text = step < len(recompute)
+        if step % 2 == 0:
+            engine.set_learning(["language"] if is_text else COMPONENTS)
+            engine.set_recompute(recompute[step // 2])
+            ran[:], micro_steps = [0, 0], 0
+        engine.set_rates({**RATES, **({c: 0.0 for c in COMPONENTS if c != "language"} if is_text else {})})
+        plan = feed.plan_step(step, STAGE_1 if is_text else STAGE_3, world_size=2)
+        orders, total = plan.for_rank(rank), torch.zeros(())
+        for number, order in enumerate(orders):
+            total += engine.micro_step(feed.make_pack(order), num_targets=plan.num_targets, is_last=number == len(orders) - 1)
+        micro_steps += len(orders)
+        if step % 2:
+            runs.append([count / micro_steps for count in ran])
+        result = engine.step()
+        assert result.was_applied
+        engine.evaluate(feed.make_pack(orders[0]))
+        found += [float(all_reduce(total)), result.grad_norm]
+    engine.close()
+    return found, runs
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_recomputed_layers_change_between_steps_and_no_number_does(two_ranks: RankPool, stage: int, lora: bool) -> None:
+    """To the last bit, in place, whole or shared out, also where a stage of the curriculum changes what learns."""
+    kept = two_ranks.run(_curve_on_rank, stage, lora, (0, 0, 0, 0))
+    turned = two_ranks.run(_curve_on_rank, stage, lora, (1, 0, 2, 1))
+    for (numbers, runs), (plain, once) in zip(turned, kept, strict=True):
+        assert numbers == plain
+        assert once == [[1, 1]] * 4
+        assert runs == [[2, 1], [1, 1], [2, 2], [2, 1]]
+    assert kept[0][0] == kept[1][0]
+
+
 def _mixed_modalities_on_rank(micro_steps: int) -> int:
     """Each rank draws other modality sets than its peers in nearly every micro-step."""
     from cadtrain.data.feed import Draw, PackOrder

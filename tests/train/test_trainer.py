@@ -52,6 +52,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.calls: list[tuple[str, Any]] = []
+        self.recomputed: list[tuple[int, int]] = []
         self.seen: list[list[str]] = []
         self.rates: list[dict[str, float]] = []
         self.num_targets: list[int] = []
@@ -64,6 +65,9 @@ class FakeEngine:
 
     def set_learning(self, components: Iterable[Component]) -> None:
         self.calls.append((f"learning before step {len(self.seen)}", list(components)))
+
+    def set_recompute(self, num_layers: int) -> None:
+        self.recomputed.append((len(self.seen), num_layers))
 
     def start_components(self, components: Iterable[Component]) -> None:
         self.calls.append((f"start before step {len(self.seen)}", list(components)))
@@ -145,6 +149,7 @@ class Run:
     has_validation: bool = False
     stop_signal: Callable[[FakeEngine], int] = lambda engine: 0
     leave: LeaveWatch = field(default_factory=LeaveWatch)
+    recompute: tuple[int, ...] = (0, 0)
 
     def __post_init__(self) -> None:
         model = model_config()
@@ -169,7 +174,7 @@ class Run:
         return TrainerParts(
             config=self.config, config_text=to_yaml(self.config), place=self.place, engine=self.engine, schedule=self.schedule,
             feed=self.feed, validation_feed=validation, store=self.store, sink=self.sink, stop_signal=lambda: self.stop_signal(self.engine),
-            leave=self.leave,
+            recompute=self.recompute, leave=self.leave,
         )  # fmt: skip
 
     def trainer(self, state: TrainState | None = None) -> Trainer:
@@ -213,6 +218,19 @@ def test_a_stage_sets_what_learns_and_starts_what_is_new_once_and_in_that_order(
     assert begins == [
         "stage text begins at step 1: text 100%", "stage all begins at step 5: text 40%, text+point 30%, text+point+image 30%",
     ]  # fmt: skip
+
+
+def test_a_stage_has_its_own_number_of_recomputed_layers(tmp_path: Path) -> None:
+    """Set before its first step, and again where a run is resumed inside it."""
+    run = Run(tmp_path, recompute=(2, 1))
+    run.trainer().fit()
+    assert run.engine.recomputed == [(0, 2), (4, 1)]
+    stopped = Run(tmp_path / "stopped", recompute=(2, 1), stop_signal=lambda engine: 15 if len(engine.seen) == 6 else 0)
+    with pytest.raises(Interrupted):
+        stopped.trainer().fit()
+    resumed = Run(tmp_path / "stopped", recompute=(2, 1))
+    resumed.resume()
+    assert resumed.engine.recomputed == [(6, 1)]
 
 
 def test_a_step_is_one_loss_over_all_its_packs(tmp_path: Path) -> None:
