@@ -130,8 +130,9 @@ def _measure(
             _show_dry_run(plan, as_json=as_json)
             return
         outcome = _start(
-            plan, hang, RestartPolicy(0), preflight=preflight, as_json=as_json, needs_parts=measured.rows is None
-        )
+            plan, hang, RestartPolicy(0), preflight=preflight, as_json=as_json, is_measured=True,
+            needs_parts=measured.rows is None,
+        )  # fmt: skip
         if outcome.exit_code:
             if as_json:
                 print_json(_outcome_json(plan, outcome))
@@ -140,8 +141,9 @@ def _measure(
 
 
 def _start(
-    plan: LaunchPlan, hang: HangLimit, restarts: RestartPolicy, *, preflight: bool, as_json: bool, needs_parts: bool = True
-) -> LaunchOutcome:
+    plan: LaunchPlan, hang: HangLimit, restarts: RestartPolicy, *, preflight: bool, as_json: bool, is_measured: bool = False,
+    needs_parts: bool = True,
+) -> LaunchOutcome:  # fmt: skip
     """Start the plan and look after it, with words on stderr."""
     from cadtrain.launch.start import start
     from cadtrain.ui.console import err
@@ -156,7 +158,7 @@ def _start(
         plan, announce=lambda text: err().print(text, markup=False), hang=hang, restarts=restarts,
         stdout=2 if as_json else None,
     )  # fmt: skip
-    _show_outcome(plan, outcome)
+    _show_outcome(plan, outcome, is_measured=is_measured)
     return outcome
 
 
@@ -222,7 +224,7 @@ def _show_dry_run(plan: LaunchPlan, *, as_json: bool) -> None:
         print_text(shlex.join(plan.argv))
 
 
-def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
+def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome, *, is_measured: bool) -> None:
     from cadtrain.ui.console import err
     from cadtrain.ui.launch import failure_panel
     from cadtrain.units import format_seconds
@@ -232,6 +234,8 @@ def _show_outcome(plan: LaunchPlan, outcome: LaunchOutcome) -> None:
         err().print(
             failure_panel(outcome.failure, outcome.explanation, title=f"failed after {took}{_restarts(outcome)}")
         )
+    elif outcome.signal_number is not None and is_measured:
+        err().print(f"Stopped after {took}; a measurement saves nothing.", markup=False)
     elif outcome.signal_number is not None:
         hosts = ", on the same hosts" if plan.cluster else ""
         err().print(

@@ -138,6 +138,7 @@ def _profiled(take: Callable[[], Result], trace: Path, *, steps: int, with_host:
         activities=activities,
         schedule=schedule(wait=0, warmup=1, active=steps),
         on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
+        acc_events=True,  # there is one cycle; without it torch warns of losing others
     ) as profiler:
         for _ in range(1 + steps):
             results.append(take())
