@@ -185,7 +185,7 @@ def price(
     ).to_dict()["zero_optimization"]  # fmt: skip
     memory = rank_memory(
         census, choice, num_ranks, activations=model.activations(choice.recompute), zero=zero,
-        element_bytes=model.element_bytes,
+        element_bytes=model.element_bytes, resting=_resting(config, census),
     )  # fmt: skip
     tokens = config.batch.micro_batch_tokens
     pack = pack_seconds(census, choice, gpu, tokens=tokens, num_ranks=num_ranks, target_share=TARGET_SHARE)
@@ -203,6 +203,13 @@ def price(
         else _curriculum_tokens(config, num_ranks, num_samples) / num_ranks * per_token,
         fits=memory.total <= memory_bytes,
     )
+
+
+def _resting(config: RunConfig, census: Census) -> int:
+    """Elements of encoders that never run, because their features are read."""
+    if config.data.features is None:
+        return 0
+    return sum(row.total for name, row in census.components.items() if name.endswith("_encoder"))
 
 
 def _curriculum_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> float:
