@@ -83,13 +83,17 @@ class RankMemory:
 
 
 def rank_memory(
-    census: Census, choice: Choice, num_ranks: int, *, activations: int, zero: dict[str, Any], element_bytes: int
-) -> RankMemory:
-    """Bytes of one rank. `zero` is the `zero_optimization` block that the run would use; `activations` in bytes."""
+    census: Census, choice: Choice, num_ranks: int, *, activations: int, zero: dict[str, Any], element_bytes: int,
+    resting: int = 0,
+) -> RankMemory:  # fmt: skip
+    """Bytes of one rank. `zero` is the `zero_optimization` block that the run would use; `activations` in bytes.
+
+    `resting` elements of the weights are of encoders that do not run, and lie in host memory below stage 3.
+    """
     stage, n, learn = choice.stage, num_ranks, census.trainable
     small = min(_persistent(census, zero), int(zero.get("stage3_model_persistence_threshold", 0)))
     whole = census.total * element_bytes
-    weights = whole if stage < 3 else 0 if choice.offload_parameters else whole // n
+    weights = whole - resting * element_bytes if stage < 3 else 0 if choice.offload_parameters else whole // n
     gradients = learn * (element_bytes + 4) if stage < 2 else 4 * learn // n
     # Weights in fp32 without ZeRO are their own master copy.
     state = 8 if stage == 0 and element_bytes == 4 else 12

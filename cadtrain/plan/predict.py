@@ -242,6 +242,7 @@ def price(
     memory = rank_memory(
         census, choice, num_ranks, activations=sum(model.peak(choice.recompute).values()),
         zero=_zero_block(config, model, choice, num_ranks), element_bytes=model.element_bytes,
+        resting=_resting(config, census),
     )  # fmt: skip
     tokens = None if num_samples is None else _stage_tokens(config, num_ranks, num_samples)
     weights = tokens or [1.0] * len(config.curriculum)
@@ -272,6 +273,13 @@ def _token_seconds(
     step = step_seconds(census, choice, gpu, num_ranks=num_ranks)
     rank_tokens = max(1.0, config.batch.global_batch_size * TEXT_TOKENS / num_ranks)
     return pack / tokens + step / rank_tokens
+
+
+def _resting(config: RunConfig, census: Census) -> int:
+    """Elements of encoders that never run, because their features are read."""
+    if config.data.features is None:
+        return 0
+    return sum(row.total for name, row in census.components.items() if name.endswith("_encoder"))
 
 
 def _stage_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> list[float]:

@@ -116,6 +116,17 @@ def test_one_rank_of_four(
     assert host.get("weights", 0) == (2000 if choice.offload_parameters else 0)
 
 
+@pytest.mark.parametrize(("stage", "saved"), [(0, True), (2, True), (3, False)])
+def test_encoders_whose_features_are_read_take_no_gpu_memory_where_they_rest(stage: Any, saved: bool) -> None:
+    config, facts = lora8b(7480), measured_model()
+    reads = config.model_copy(update={"data": config.data.model_copy(update={"features": "features"})})
+    found = [price(run, facts, Choice(stage), 2, 141 * 10**9, gpu_named("H200")).memory for run in (config, reads)]
+    components = facts.census.components
+    encoders = components["image_encoder"].frozen + components["point_encoder"].frozen
+    assert encoders > 350_000_000
+    assert found[0].weights - found[1].weights == 2 * encoders * saved
+
+
 def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
     plan = predict(lora8b(8192), 2, 40 * 10**9, gpu_named("H200"))
     assert plan.best is not None
