@@ -26,10 +26,10 @@ from tests.model.true_pretrained import PACKAGES
 from tests.train.forked import ForkServer
 from tests.train.small_runs import losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TEXT = "The sun rises in the east and sets in the west. Water boils at one hundred degrees Celsius, and it freezes at zero degrees."
-NUM_STEPS = 8
+NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_two_ranks_train_from_true_weights(true_weights: Path, dataset: Path, se
     assert len(found[3]) == NUM_STEPS
     # Random weights begin at 10.8 here too; these have never seen the grammar, but know digits and punctuation.
     assert found[3][0] < 3
-    assert sum(found[3][-2:]) < sum(found[3][:2]) - 0.2
+    assert max(found[3][-2:]) < found[3][0] - 0.3
     assert found[2] == pytest.approx(found[3], rel=2e-3)
 
 
