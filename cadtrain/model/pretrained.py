@@ -104,14 +104,21 @@ def _fill(parameter: nn.Parameter, name: str, tensors: safe_open, sharding: Shar
         raise ConfigError([Fault(_WHERE, f"{name} has shape {list(found)}, the model wants {list(wanted)}")])
     share = sharding.share(parameter)
     if share is not None:
-        # A view of the mapped file: only the pages of this rank's part are ever read.
-        values = tensors.get_tensor(name).view(-1)[share.start : share.start + share.held.numel()]
+        # Of the mapped file only the pages of this rank's part are ever read.
+        values = _mapped(tensors, name).view(-1)[share.start : share.start + share.held.numel()]
         share.held[: values.numel()].copy_(values)
         return
     with sharding.gather([parameter]):
         if sharding.is_source:
             target = parameter.data[: found[0]] if can_grow else parameter.data
-            target.copy_(tensors.get_tensor(name))
+            target.copy_(_mapped(tensors, name))
+
+
+def _mapped(tensors: safe_open, name: str) -> torch.Tensor:
+    """A view of the file. While a model is built the default device is the GPU, to which safetensors could bring the whole weight."""
+    with torch.device("cpu"):
+        values: torch.Tensor = tensors.get_tensor(name)
+    return values
 
 
 def _weight_files(source: str) -> dict[str, Path]:
