@@ -99,9 +99,9 @@ class PointEncoderConfig(Section):
     """The Michelangelo-style point encoder: Fourier features, cross-attention from learned latents, self-attention."""
 
     pretrained: str | None = None
-    """Path of a state dict (`.safetensors` or `.bin`) to load; null means random weights."""
+    """Path of a state dict (`.safetensors`, `.bin`, `.pt` or `.ckpt`) to load, Michelangelo's checkpoint say; null means random weights."""
     num_latents: int = Field(256, ge=1)
-    """Number of learned queries; the encoder gives one token for each."""
+    """Number of learned queries; the encoder gives one token for each. Michelangelo's published weights have 257."""
     width: int = Field(768, ge=8)
     """Width of the latents."""
     num_heads: int = Field(12, ge=1)

@@ -27,6 +27,7 @@ from cadtrain.model.weights import Sharding
 _WHERE = "model.language.pretrained"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MORE = "has weights that the model lacks:"
+_OLDER = " Under a lower ZeRO stage transformers brings the names of older files to its own."
 
 
 def load_whole(kind: Any, source: str, *, where: str, may_have_more: bool = False, **options: Any) -> Any:
@@ -68,8 +69,8 @@ def fill_from_files(model: PreTrainedModel, source: str, sharding: Sharding) -> 
     files = {place: files[name] for place, name in places.items()}
     ignored = {name for name in files if name.endswith("inv_freq")} | set(model.all_tied_weights_keys)
     faults = [
-        *_names_fault(source, "lacks", set(parameters) - set(files)),
-        *_names_fault(source, _MORE, set(files) - set(parameters) - ignored),
+        *_names_fault(source, "lacks", set(parameters) - set(files), hint=_OLDER),
+        *_names_fault(source, _MORE, set(files) - set(parameters) - ignored, hint=_OLDER),
     ]
     if faults:
         raise ConfigError(faults)
@@ -100,18 +101,26 @@ def _opened(path: Path) -> Iterator[safe_open]:
 def _fill(parameter: nn.Parameter, name: str, tensors: safe_open, sharding: Sharding, *, can_grow: bool) -> None:
     found = tuple(tensors.get_slice(name).get_shape())
     wanted = tuple(getattr(parameter, "ds_shape", parameter.shape))  # the shape of a shared-out weight itself is empty
-    if found != wanted and not (can_grow and found[0] < wanted[0] and found[1:] == wanted[1:]):
+    grows = can_grow and len(found) == len(wanted) and found[0] < wanted[0] and found[1:] == wanted[1:]
+    if found != wanted and not grows:
         raise ConfigError([Fault(_WHERE, f"{name} has shape {list(found)}, the model wants {list(wanted)}")])
     share = sharding.share(parameter)
     if share is not None:
-        # A view of the mapped file: only the pages of this rank's part are ever read.
-        values = tensors.get_tensor(name).view(-1)[share.start : share.start + share.held.numel()]
+        # Of the mapped file only the pages of this rank's part are ever read.
+        values = _mapped(tensors, name).view(-1)[share.start : share.start + share.held.numel()]
         share.held[: values.numel()].copy_(values)
         return
     with sharding.gather([parameter]):
         if sharding.is_source:
             target = parameter.data[: found[0]] if can_grow else parameter.data
-            target.copy_(tensors.get_tensor(name))
+            target.copy_(_mapped(tensors, name))
+
+
+def _mapped(tensors: safe_open, name: str) -> torch.Tensor:
+    """A view of the file. While a model is built the default device is the GPU, to which safetensors could bring the whole weight."""
+    with torch.device("cpu"):
+        values: torch.Tensor = tensors.get_tensor(name)
+    return values
 
 
 def _weight_files(source: str) -> dict[str, Path]:
@@ -150,12 +159,10 @@ def _indexed(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in files.items()}
 
 
-def _names_fault(source: str, says: str, names: Iterable[str], *, where: str = _WHERE) -> list[Fault]:
+def _names_fault(source: str, says: str, names: Iterable[str], *, where: str = _WHERE, hint: str = "") -> list[Fault]:
     listed = sorted(names)
     if not listed:
         return []
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    hint = "Do its `config.json` and its weights belong together?"
-    if where == _WHERE and says != "lacks":
-        hint += " Under a lower ZeRO stage transformers renames the weights of older files."
-    return [Fault(where, f"{source!r} {says} {', '.join(listed[:3])}{more}.", hint)]
+    remedy = f"Do its `config.json` and its weights belong together?{hint}"
+    return [Fault(where, f"{source!r} {says} {', '.join(listed[:3])}{more}.", remedy)]

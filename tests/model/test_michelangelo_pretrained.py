@@ -121,12 +121,12 @@ def test_a_published_checkpoint_gives_the_published_function(tmp_path: Path) -> 
     torch.save({"epoch": 3, "global_step": 7, "state_dict": state}, tmp_path / "shapevae.ckpt")
     clouds = np.random.default_rng(0).uniform(-1, 1, (2, 40, 6))
     encoder = encoder_from(tmp_path / "shapevae.ckpt").double()
-    # Fourier features are fp32 in the package whatever the weights are: 2^7 x has an error of 2^-17.
+    # Fourier features are fp32 in the package whatever the weights are.
     found = encoder(torch.from_numpy(clouds)).detach().numpy()
     reference = Reference(state)
     expected = np.stack([reference(cloud.astype(np.float32).astype(np.float64)) for cloud in clouds])
     assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])

@@ -26,10 +26,10 @@ from tests.model.true_pretrained import PACKAGES
 from tests.train.forked import ForkServer
 from tests.train.small_runs import losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TEXT = "The sun rises in the east and sets in the west. Water boils at one hundred degrees Celsius, and it freezes at zero degrees."
-NUM_STEPS = 8
+NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +106,14 @@ def test_two_ranks_train_from_true_weights(true_weights: Path, dataset: Path, se
         assert ended.is_done, "\n".join(path.read_text() for path in (tmp_path / f"zero{stage}").glob("rank_*.txt"))
         found[stage] = [loss for _, loss in losses(tmp_path / f"zero{stage}")]
         print(f"ZeRO-{stage}:", found[stage])
-    assert len(found[3]) == NUM_STEPS
-    # Random weights begin at 10.8 here too; these have never seen the grammar, but know digits and punctuation.
-    assert found[3][0] < 3
-    assert sum(found[3][-2:]) < sum(found[3][:2]) - 0.2
-    assert found[2] == pytest.approx(found[3], rel=2e-3)
+    for history in found.values():
+        assert len(history) == NUM_STEPS
+        # Random weights begin at 10.8 here too; these have never seen the grammar, but know digits and punctuation.
+        assert history[0] < 3
+        assert max(history[-2:]) < history[0] - 0.3
+    # At so high a rate, for so few steps, Adam doubles the distance between two orders of summation with every step.
+    assert found[2][:2] == pytest.approx(found[3][:2], rel=1e-4)
+    assert found[2] == pytest.approx(found[3], rel=0.1)
 
 
 def _config_file(folder: Path, weights: Path, dataset: Path, stage: int) -> Path:
