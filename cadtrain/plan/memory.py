@@ -156,13 +156,15 @@ def _persistent(census: Census, zero: dict[str, Any]) -> int:
 def _live(census: Census, zero: dict[str, Any]) -> int:
     """Elements whole at once at the worst moment: the head and what is live or fetched ahead of it, and one layer's copy.
 
-    DeepSpeed keeps up to `stage3_max_live_parameters` whole, what it fetches ahead included, and joins a gathered leaf
-    module's shares by copying them (Source: `partitioned_param_coordinator.py`, `AllGatherCoalescedHandle.wait`).
+    DeepSpeed does not let go of the last layers' weights, which the backward pass wants again before
+    `stage3_max_reuse_distance` others; it fetches ahead up to `stage3_max_live_parameters`, and joins a gathered leaf module's
+    shares by copying them (Source: `partitioned_param_coordinator.py`, `AllGatherCoalescedHandle.wait`).
     """
     largest = max(census.head, census.decoder_layer)
+    kept = largest + max(0, int(zero.get("stage3_max_reuse_distance", 0)) - largest) // 2
     ahead = int(zero["stage3_prefetch_bucket_size"]) + 2 * census.decoder_layer
-    live = min(int(zero["stage3_max_live_parameters"]), largest + ahead)
-    return min(census.total, max(live, largest)) + min(census.total, largest)
+    live = max(kept, min(int(zero["stage3_max_live_parameters"]), kept + ahead))
+    return min(census.total, live) + min(census.total, largest)
 
 
 def _has_buckets(choice: Choice, element_bytes: int) -> bool:

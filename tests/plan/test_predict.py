@@ -133,6 +133,14 @@ def test_with_few_activations_another_moment_is_the_worst(
     assert (memory.gradients, memory.buckets, memory.gathered, memory.activations) == (gradients, buckets, gathered, 0)
 
 
+def test_the_last_layers_stay_whole_until_the_backward_pass() -> None:
+    census: Any = FakeCensus()
+    zero = {**ZERO, "stage3_max_reuse_distance": 450, "stage3_max_live_parameters": 320}
+    memory = rank_memory(census, Choice(3), 4, activations=5000, zero=zero, element_bytes=2)
+    # 10 small ones; the head, and layers of 150 whose way to the loss and back is shorter than 450; what may be live besides; a copy.
+    assert memory.gathered == 2 * (10 + max(150 + 150, 320) + 150)
+
+
 def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
     plan = predict(lora8b(8192), 2, 40 * 10**9, gpu_named("H200"))
     assert plan.best is not None
