@@ -27,7 +27,12 @@ def calibrate_plan(
 
     with tempfile.TemporaryDirectory(prefix="cadtrain-calibrate-") as name:
         request = LaunchRequest(
-            config=config, gpus=gpus, zero=zero, offload=offload, overrides=tuple(overrides or ()), run_dir=Path(name) / "run"
+            config=config,
+            gpus=gpus,
+            zero=zero,
+            offload=offload,
+            overrides=tuple(overrides or ()),
+            run_dir=Path(name) / "run",
         )
         step = plan_worst_step(request)
         check_idle(step.launch)

@@ -118,6 +118,7 @@ def check_idle(plan: LaunchPlan) -> None:
 
 def _check_outcome(outcome: LaunchOutcome) -> None:
     from cadtrain.errors import Interrupted, TrainingError
+    from cadtrain.launch.reasons import Kind
 
     if outcome.signal_number is not None:
         raise Interrupted("the measured step was stopped", signal_number=outcome.signal_number)
@@ -126,7 +127,11 @@ def _check_outcome(outcome: LaunchOutcome) -> None:
         return
     words = f"rank {failure.rank}: {failure.type}: {failure.message}" if failure else f"exit code {outcome.exit_code}"
     kind = f" ({explanation.kind})" if explanation else ""
-    hint = "Where memory did not suffice, measure with a smaller batch.micro_batch_tokens, or another --zero."
+    hint = None if explanation is None else " ".join(explanation.remedies) or None
+    if explanation is not None and explanation.kind == Kind.GPU_MEMORY:
+        hint = (
+            "Measure with a smaller batch.micro_batch_tokens, which corrects larger packs as well, or another --zero."
+        )
     raise TrainingError(f"the measured step failed{kind}: {words}", hint=hint)
 
 

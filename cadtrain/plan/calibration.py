@@ -194,7 +194,9 @@ def _scaled(memory: RankMemory, states: float, passes: float) -> RankMemory:
         return {name: round(factor * getattr(memory, name)) for name in names}
 
     return replace(
-        memory, **times(states, "weights", "gradients", "optimizer"), **times(passes, "activations", "buckets", "gathered")
+        memory,
+        **times(states, "weights", "gradients", "optimizer"),
+        **times(passes, "activations", "buckets", "gathered"),
     )
 
 

@@ -4,12 +4,13 @@ Legend: P weights, T weights that learn, N ranks. Bytes a rank in bf16, with fp3
 cadtrain's engine adds up in fp32 (Source: ZeRO, arXiv 1910.02054, section 3; `train.engine`; DeepSpeed 0.19.8):
 
     stage   weights   gradients   optimizer
-    0       2P        2T + 4T     12T
+    0       2P        4T          12T
     1       2P        2T + 4T     12T/N
     2       2P        4T/N        12T/N
     3       2P/N      4T/N        12T/N
 
-Stages 2 and 3 reduce a gradient as soon as a bucket is full, so only shares of it and the buckets are held. With
+Stages 2 and 3 reduce a gradient as soon as a bucket is full, so only shares of it and the buckets are held. Stage 0 holds
+2T more when the passes are over. The worst moment is not always that of most activations: see `_moments`. With
 offload the optimizer's share lives in host memory; at stages 2 and 3 that of the gradients too.
 """
 
@@ -56,9 +57,9 @@ class RankMemory:
     gradients: int
     optimizer: int
     activations: int
-    """Peak of the forward and the backward pass, of the costliest curriculum stage."""
+    """Peak of the forward and the backward pass, of the costliest curriculum stage; 0 where another moment is the worst."""
     buckets: int
-    """Flat buffers of gradients on their way between ranks, at stages 1 to 3."""
+    """Flat buffers of gradients on their way between ranks, at stages 1 to 3, and copies that are made for it."""
     gathered: int
     """Whole weights while they are used, and those being gathered ahead, at stage 3."""
     reserve: int
@@ -86,30 +87,67 @@ def rank_memory(
     census: Census, choice: Choice, num_ranks: int, *, activations: int, zero: dict[str, Any], element_bytes: int,
     resting: int = 0,
 ) -> RankMemory:  # fmt: skip
-    """Bytes of one rank. `zero` is the `zero_optimization` block that the run would use; `activations` in bytes.
+    """Bytes of one rank at the worst of a step's moments.
 
-    `resting` elements of the weights are of encoders that do not run, and lie in host memory below stage 3.
+    `zero` is the `zero_optimization` block that the run would use; `activations` in bytes. `resting` elements of the
+    weights are of encoders that do not run, and lie in host memory below stage 3.
     """
-    stage, n, learn = choice.stage, num_ranks, census.trainable
-    small = min(_persistent(census, zero), int(zero.get("stage3_model_persistence_threshold", 0)))
+    stage, n = choice.stage, num_ranks
     whole = census.total * element_bytes
     weights = whole - resting * element_bytes if stage < 3 else 0 if choice.offload_parameters else whole // n
-    gradients = learn * (element_bytes + 4) if stage < 2 else 4 * learn // n
     # Weights in fp32 without ZeRO are their own master copy.
     state = 8 if stage == 0 and element_bytes == 4 else 12
-    optimizer = state * learn // (n if stage >= 1 else 1)
-    if choice.offload_optimizer:
-        optimizer, gradients = 0, 0 if stage >= 2 else gradients
-    gathered = 0
-    if stage == 3:
-        gathered = element_bytes * (small if n > 1 or choice.offload_parameters else 0)
-        gathered += element_bytes * _live(census, zero) if n > 1 or choice.offload_parameters else 0
-    buckets = 0 if stage == 0 else _bucket_bytes(zero, choice, element_bytes)
-    held = weights + gradients + optimizer + activations + buckets + gathered + census.buffer_bytes
+    optimizer = 0 if choice.offload_optimizer else state * census.trainable // (n if stage >= 1 else 1)
+    moments = _moments(census, choice, n, activations, zero, element_bytes)
+    gradients, activations, buckets, gathered = max(moments, key=sum)
+    held = weights + optimizer + gradients + activations + buckets + gathered + census.buffer_bytes
     return RankMemory(
         weights=weights + census.buffer_bytes, gradients=gradients, optimizer=optimizer, activations=activations,
         buckets=buckets, gathered=gathered, reserve=round(RESERVE * held), context=CONTEXT_BYTES,
     )  # fmt: skip
+
+
+Moment = tuple[int, int, int, int]
+"""Bytes of gradients, activations, buckets and gathered weights."""
+
+
+def _moments(
+    census: Census, choice: Choice, n: int, activations: int, zero: dict[str, Any], element_bytes: int
+) -> list[Moment]:
+    """What is held beside weights and optimizer states: while activations are at their peak, and at later moments.
+
+    Found by listing every tensor of a step in two ranks (`tests.plan.measure_peaks` counts them on the CPU).
+    """
+    learn, e = census.trainable, element_bytes
+    if choice.stage == 0:
+        # fp32 sums of the packs before; the pack's own gradients take the place of its activations, layer by layer, and are
+        # then what the sums are handed over in. DeepSpeed makes fp32 copies of these when the sums are gone.
+        return [(4 * learn, activations, 0, 0), ((4 + e) * learn, 0, 0, 0)]
+    buckets = _bucket_bytes(census, zero, choice, e)
+    if choice.stage == 1:
+        # Gradients of the weights' own type stay from pack to pack. Behind the last one the fp32 sums are reduced in flat
+        # copies, and copies of these in the type of communication.
+        held = (4 + e) * learn
+        flat = 0 if _has_buckets(choice, e) else (4 + e) * min(learn, _REDUCED_AT_ONCE + census.head)
+        return [(held, activations, buckets, 0), (held, 0, buckets + flat, 0)]
+    shares = 0 if choice.offload_optimizer else 4 * learn // n
+    if choice.stage == 2:
+        # The embedding's gradient comes last. Larger than a bucket, it is reduced in a flat copy, which is turned to fp32 in
+        # order to be added.
+        copies = 2 * e + (0 if choice.offload_optimizer else 4)
+        is_large = not census.lora and census.head > int(zero["reduce_bucket_size"])
+        return [(shares, activations, buckets, 0), (shares, 0, buckets + is_large * copies * census.head, 0)]
+    small = live = 0
+    if n > 1 or choice.offload_parameters:
+        small = e * min(_persistent(census, zero), int(zero.get("stage3_model_persistence_threshold", 0)))
+        live = e * _live(census, zero)
+    # The update works on fp32 copies of one sub-group's gradients.
+    copies = 0 if choice.offload_optimizer else 4 * min(learn // n, int(zero.get("sub_group_size", learn)))
+    return [(shares, activations, buckets, small + live), (shares + copies, 0, buckets, small)]
+
+
+_REDUCED_AT_ONCE = 500_000_000
+"""Elements after which DeepSpeed's plain all-reduce sends what it has joined (Source: `engine.allreduce_no_retain`)."""
 
 
 def _persistent(census: Census, zero: dict[str, Any]) -> int:
@@ -121,28 +159,40 @@ def _persistent(census: Census, zero: dict[str, Any]) -> int:
 def _live(census: Census, zero: dict[str, Any]) -> int:
     """Elements whole at once at the worst moment: the head and what is live or fetched ahead of it, and one layer's copy.
 
-    DeepSpeed keeps up to `stage3_max_live_parameters` whole, what it fetches ahead included, and joins a gathered leaf
-    module's shares by copying them (Source: `partitioned_param_coordinator.py`, `AllGatherCoalescedHandle.wait`).
+    DeepSpeed does not let go of the last layers' weights, which the backward pass wants again before
+    `stage3_max_reuse_distance` others; it fetches ahead up to `stage3_max_live_parameters`, and joins a gathered leaf module's
+    shares by copying them (Source: `partitioned_param_coordinator.py`, `AllGatherCoalescedHandle.wait`).
     """
     largest = max(census.head, census.decoder_layer)
+    kept = largest + max(0, int(zero.get("stage3_max_reuse_distance", 0)) - largest) // 2
     ahead = int(zero["stage3_prefetch_bucket_size"]) + 2 * census.decoder_layer
-    live = min(int(zero["stage3_max_live_parameters"]), largest + ahead)
-    return min(census.total, max(live, largest)) + min(census.total, largest)
+    live = max(kept, min(int(zero["stage3_max_live_parameters"]), kept + ahead))
+    return min(census.total, live) + min(census.total, largest)
 
 
-def _bucket_bytes(zero: dict[str, Any], choice: Choice, element_bytes: int) -> int:
+def _has_buckets(choice: Choice, element_bytes: int) -> bool:
+    """Whether gradients are reduced in buckets while they are made.
+
+    Stage 1 in bf16 goes by another optimizer, which reduces what it has added up when the passes are over
+    (Source: `engine._do_optimizer_sanity_check`).
+    """
+    return choice.stage >= 2 or (choice.stage == 1 and (element_bytes == 4 or choice.offload_optimizer))
+
+
+def _bucket_bytes(census: Census, zero: dict[str, Any], choice: Choice, element_bytes: int) -> int:
     """Bytes of the flat buffers that gradients are reduced in; two where reducing overlaps with computing.
 
     Stages 1 and 2 gather updated weights in pieces of `allgather_bucket_size`, when no activation is held: not counted.
-    Stage 1 in bf16 goes by another optimizer, which reduces what it has added up when the passes are over; with offload
-    it has buckets of fp32 (Source: `engine._do_optimizer_sanity_check`, `stage_1_and_2._gradient_reduction_buffer_dtype`).
+    Stage 1 with buckets has them in fp32, and with offload both keep room on the device for the largest gradient
+    (Source: `stage_1_and_2._gradient_reduction_buffer_dtype`, `temp_grad_buffer_for_gpu_offload`).
     """
     size = int(zero["reduce_bucket_size"])
     if choice.stage == 3:
         return size * element_bytes
-    if choice.stage == 1 and element_bytes == 2 and not choice.offload_optimizer:
+    if not _has_buckets(choice, element_bytes):
         return 0
-    return size * (2 if zero.get("overlap_comm") else 1) * (4 if choice.stage == 1 else element_bytes)
+    room = element_bytes * census.head if choice.offload_optimizer and not census.lora else 0
+    return room + size * (2 if zero.get("overlap_comm") else 1) * (4 if choice.stage == 1 else element_bytes)
 
 
 def host_bytes(census: Census, choice: Choice, num_ranks: int, *, element_bytes: int) -> dict[str, int]:

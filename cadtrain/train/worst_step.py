@@ -274,7 +274,12 @@ class _TensorMeter:
     def __init__(self) -> None:
         from cadtrain.model.footprint import Ledger
 
-        self._ledger = Ledger()
+        class HostLedger(Ledger):
+            def _add(self, storage: torch.UntypedStorage) -> None:
+                if storage.device.type != "meta":  # DeepSpeed keeps shapes that way
+                    super()._add(storage)
+
+        self._ledger = HostLedger()
 
     def counting(self) -> AbstractContextManager[object]:
         return self._ledger

@@ -97,7 +97,7 @@ def _breakdown(plan: RunPlan, option: Option) -> Table:
             if name in ("reserve", "context"):
                 text += " (measured)" if plan.corrections.newest else " (estimate)"
             table.add_row(text, f"{values[name] / _GIB:.2f}")
-        if name == "activations":
+        if name == "activations" and values[name]:
             parts = plan.model.peak(option.choice.recompute)
             for part, count in sorted(parts.items(), key=lambda item: -item[1]):
                 if count >= 0.01 * values[name]:

@@ -31,6 +31,8 @@ from cadtrain.cli.worst_step import WorstStep, plan_worst_step, take_worst_step
 from cadtrain.errors import CadtrainError
 from cadtrain.launch.devices import find_gpus
 from cadtrain.launch.planning import LaunchRequest
+from cadtrain.plan.calibration import Corrections, Measured, calibrate
+from cadtrain.plan.memory import Choice, RankMemory
 from tests.plan.peak_rank import GO_NAME
 
 GIB = 2**30
@@ -72,6 +74,7 @@ CASES = (
     Case("4B", True, 0, 1, "full", 16384), Case("8B", True, 0, 1, "full", 16384),
     Case("1.7B", False, 2, 1, "full", 8192, "optimizer"), Case("1.7B", False, 0, 1, "full", 8192),
     Case("1.7B", False, 3, 1, "full", 8192, "weights"), Case("4B", False, 2, 1, "full", 8192, "optimizer"),
+    Case("1.7B", True, 0, 1, "full", 16384), Case("8B", True, 2, 2, "full", 12288),
     Case("0.6B", False, 2, 2, "none", 8192), Case("1.7B", False, 1, 2, "none", 8192), Case("1.7B", False, 3, 2, "none", 8192),
     Case("4B", False, 2, 2, "full", 8192), Case("4B", False, 3, 2, "full", 8192), Case("8B", True, 2, 2, "none", 6144),
     Case("8B", True, 3, 2, "none", 6144), Case("8B", False, 3, 2, "full", 8192), Case("14B", True, 1, 2, "full", 8192),
@@ -123,7 +126,10 @@ def measure_one(case: Case, folder: Path, gpu_ids: list[str], *, is_tiny: bool) 
     row: dict[str, Any] = {"case": case.name, **asdict(case)}
     try:
         step = plan_worst_step(request, worker="tests.plan.peak_rank")
-        needed, there = step.pack.option.memory.total, min((gpu.memory_total for gpu in step.launch.devices.gpus), default=0)
+        needed, there = (
+            step.pack.option.memory.total,
+            min((gpu.memory_total for gpu in step.launch.devices.gpus), default=0),
+        )
         if there and needed > CERTAINLY_TOO_LARGE * there:
             return row | {"failure": f"not tried: plan says {needed / GIB:.1f} GiB, there are {there / GIB:.1f}"}
         return row | _row(take_worst_step(step, announce=lambda text: None))
@@ -251,7 +257,7 @@ def show(row: dict[str, Any]) -> str:
     """One line of the table."""
     head = f"{row['case']:<30}"
     if "failure" in row:
-        return f"{head} {row['seconds']:>5.0f} s  FAILED: {row['failure'][:300]}"
+        return f"{head} {row['seconds']:>5.0f} s  FAILED: {' '.join(row['failure'].split())[:300]}"
     worst = max(row["ranks"], key=lambda found: found["reserved"])
     columns = []
     for name, planned in (("allocated", row["predicted"]["allocated"]), ("reserved", row["predicted_reserved"])):
@@ -261,8 +267,38 @@ def show(row: dict[str, Any]) -> str:
     return f"{head} {' '.join(columns)} {row['context'] / GIB:>7.2f} {row['seconds']:>6.0f}  {peaks}"
 
 
+def after_calibration(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Errors of reserved memory, by case, corrected by another case of the same model, stage and offload."""
+    errors = {}
+    for row in rows:
+        for other in rows:
+            if other is row or any("failure" in one for one in (row, other)) or _class(row) != _class(other):
+                continue
+            choice = Choice(row["zero"], bool(row["offload"]), row["offload"] == "weights")
+            worst = max(other["ranks"], key=lambda found: found["reserved"])
+            measured = Measured(worst["held"], other["allocated"], other["reserved"], other["context"])
+            try:
+                found = calibrate("", choice, _memory(other), measured, num_ranks=other["gpus"], tokens=other["tokens"])
+            except CadtrainError as error:
+                print(f"{other['case']}: {error}")
+                continue
+            corrected = Corrections({found.sharing: found}).memory(choice, _memory(row))
+            errors[f"{row['case']} by {other['case']}"] = (corrected.allocated + corrected.reserve) / row[
+                "reserved"
+            ] - 1
+    return errors
+
+
+def _class(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["size"], row["lora"], row["zero"], row["offload"], row["gpus"] > 1
+
+
+def _memory(row: dict[str, Any]) -> RankMemory:
+    return RankMemory(**{name: count for name, count in row["predicted"].items() if name not in ("allocated", "total")})
+
+
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Means and the largest errors."""
+    """Means and the largest errors, and what a calibration with another case leaves of them."""
     lines = []
     for what in ("allocated_error", "reserved_error"):
         errors = [abs(row[what]) for row in rows if what in row]
@@ -270,6 +306,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             lines.append(
                 f"{what[:9]}: mean {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}, {len(errors)} configurations"
             )
+    lines += [f"reserved, calibrated: {name} {error:+.1%}" for name, error in after_calibration(rows).items()]
     return "\n".join(lines)
 
 

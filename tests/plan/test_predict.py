@@ -80,7 +80,7 @@ class FakeCensus:
     """1000 weights, 400 of which learn."""
 
     total, trainable, buffer_bytes = 1000, 400, 0
-    decoder_layer, head, small = 100, 150, (10, 20)
+    decoder_layer, head, small, lora = 100, 150, (10, 20), 0
 
 
 ZERO = {
@@ -92,11 +92,12 @@ ZERO = {
 @pytest.mark.parametrize(
     ("choice", "weights", "gradients", "optimizer", "buckets", "gathered"),
     [
-        (Choice(0), 2000, 2400, 4800, 0, 0),
+        (Choice(0), 2000, 1600, 4800, 0, 0),
         (Choice(1), 2000, 2400, 1200, 0, 0),
-        (Choice(1, offload_optimizer=True), 2000, 2400, 0, 400, 0),
+        # Two buckets, and room for the largest gradient.
+        (Choice(1, offload_optimizer=True), 2000, 2400, 0, 400 + 300, 0),
         (Choice(2), 2000, 400, 1200, 200, 0),
-        (Choice(2, offload_optimizer=True), 2000, 0, 0, 200, 0),
+        (Choice(2, offload_optimizer=True), 2000, 0, 0, 200 + 300, 0),
         # 10 small ones, the head, 80 and two layers ahead, and a copy of the head.
         (Choice(3), 500, 400, 1200, 100, 2 * (10 + 150 + 80 + 200 + 150)),
         (Choice(3, offload_optimizer=True, offload_parameters=True), 0, 0, 0, 100, 2 * (10 + 150 + 80 + 200 + 150)),
@@ -107,10 +108,10 @@ def test_one_rank_of_four(
     choice: Choice, weights: int, gradients: int, optimizer: int, buckets: int, gathered: int
 ) -> None:
     census: Any = FakeCensus()
-    memory = rank_memory(census, choice, 4, activations=1000, zero=ZERO, element_bytes=2)
+    memory = rank_memory(census, choice, 4, activations=5000, zero=ZERO, element_bytes=2)
     found = (memory.weights, memory.gradients, memory.optimizer, memory.buckets, memory.gathered)
     assert found == (weights, gradients, optimizer, buckets, gathered)
-    assert memory.allocated == sum(found) + 1000
+    assert memory.allocated == sum(found) + 5000
     host = host_bytes(census, choice, 4, element_bytes=2)
     assert host.get("optimizer and gradients", 0) == (6400 if choice.offload_optimizer else 0)
     assert host.get("weights", 0) == (2000 if choice.offload_parameters else 0)
@@ -125,6 +126,35 @@ def test_encoders_whose_features_are_read_take_no_gpu_memory_where_they_rest(sta
     encoders = components["image_encoder"].frozen + components["point_encoder"].frozen
     assert encoders > 350_000_000
     assert found[0].weights - found[1].weights == 2 * encoders * saved
+
+
+@pytest.mark.parametrize(
+    ("choice", "gradients", "buckets", "gathered"),
+    [
+        (Choice(0), 2400, 0, 0),  # the last pack's own gradients
+        (Choice(1), 2400, 6 * 400, 0),  # flat copies in fp32 and bf16
+        (Choice(2), 400, 200 + 8 * 150, 0),  # the embedding's gradient, flat, and in fp32
+        (Choice(2, offload_optimizer=True), 0, 500 + 4 * 150, 0),
+        (Choice(3), 400 + 4 * 60, 100, 2 * 10),  # a sub-group's gradients in fp32
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Choice) else None,
+)
+def test_with_few_activations_another_moment_is_the_worst(
+    choice: Choice, gradients: int, buckets: int, gathered: int
+) -> None:
+    census: Any = FakeCensus()
+    zero = {**ZERO, "sub_group_size": 60, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
+    census.head = census.decoder_layer = 150 if choice.stage < 3 else 20
+    memory = rank_memory(census, choice, 4, activations=1, zero=zero, element_bytes=2)
+    assert (memory.gradients, memory.buckets, memory.gathered, memory.activations) == (gradients, buckets, gathered, 0)
+
+
+def test_the_last_layers_stay_whole_until_the_backward_pass() -> None:
+    census: Any = FakeCensus()
+    zero = {**ZERO, "stage3_max_reuse_distance": 450, "stage3_max_live_parameters": 320}
+    memory = rank_memory(census, Choice(3), 4, activations=5000, zero=zero, element_bytes=2)
+    # 10 small ones; the head, and layers of 150 whose way to the loss and back is shorter than 450; what may be live besides; a copy.
+    assert memory.gathered == 2 * (10 + max(150 + 150, 320) + 150)
 
 
 def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
