@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -25,6 +25,7 @@ from cadtrain.checkpoint.layout import write_atomically
 from cadtrain.config.sections import COMPONENTS, Component, RunConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import Place
+from cadtrain.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from cadtrain.model.cad_mllm import CadMllm
@@ -105,18 +106,20 @@ def measure(config: RunConfig, request: Request) -> MeasuredMemory:
     """
     from cadtrain.model.footprint import PackShape
     from cadtrain.train.engine import init_process_group
+    from cadtrain.train.interrupt import StopRequest
+    from cadtrain.train.run import Start, assemble
 
     started = time.perf_counter()
     device = init_process_group()
     meter: Meter = _CudaMeter(device) if device.type == "cuda" else _TensorMeter()
-    settings = _deepspeed_settings(config, device)
-    with meter.counting():
-        model, engine = _build(config, settings, device)
-        pack = make_pack(model, PackShape(**request.shape))
+    with meter.counting(), ExitStack() as at_end:
+        start = Start(Place.from_environment(), device, None, StopRequest(), Heartbeat(None), at_end)
+        made = assemble(config, start)
+        pack = make_pack(made.model, PackShape(**request.shape))
         ready = time.perf_counter()
         setup, setup_reserved = meter.peak(), meter.reserved_peak()
         meter.empty()
-        held, passes, update, reserved = _take_steps(engine, pack, request, meter)
+        held, passes, update, reserved = _take_steps(made.engine, pack, request, meter)
     done = time.perf_counter()
     return MeasuredMemory(
         has_allocator=device.type == "cuda", setup=setup, setup_reserved=setup_reserved, held=held, passes=passes,
@@ -301,46 +304,6 @@ class _TensorMeter:
 
     def outside(self) -> int:
         return 0
-
-
-def _deepspeed_settings(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed configuration as `train.run` makes it."""
-    from cadtrain.config.deepspeed_config import deepspeed_config_for
-    from cadtrain.train.run import decoder_layer_parameters, resolve_precision
-
-    with torch.device("meta"):
-        shapes = _model(config, device="meta", dtype=torch.bfloat16)
-    return deepspeed_config_for(
-        config, zero_stage=int(config.zero.stage), world_size=Place.from_environment().world_size,
-        precision=resolve_precision(config, device), hidden_size=shapes.language.config.hidden_size,
-        layer_params=decoder_layer_parameters(shapes),
-    ).to_dict()  # fmt: skip
-
-
-def _build(config: RunConfig, settings: dict[str, Any], device: torch.device) -> tuple[CadMllm, DeepSpeedEngine]:
-    """Model and engine as `train.run` makes them."""
-    from cadtrain.train.encoded import rest_encoders
-    from cadtrain.train.engine import DeepSpeedEngine, ZeroSharding
-    from cadtrain.train.run import PRECISIONS, resolve_precision
-
-    sharding = ZeroSharding(settings) if config.zero.stage == 3 else None
-    model = _model(config, device=device, dtype=PRECISIONS[resolve_precision(config, device)], sharding=sharding)
-    engine = DeepSpeedEngine(model, config=settings, optim=config.optim, device=device)
-    if config.data.features is not None:
-        rest_encoders(model, zero_stage=int(config.zero.stage))
-    return model, engine
-
-
-def _model(config: RunConfig, **place: Any) -> CadMllm:
-    from cadtrain.cad.codec import added_vocabulary, get_codec
-    from cadtrain.model.build import build_model
-    from cadtrain.model.tokenizer import build_tokenizer
-
-    codec = get_codec(config.data.codec)
-    return build_model(
-        config.model, tokenizer=build_tokenizer(config.model.language, added_vocabulary(codec.name)), codec=codec.name,
-        codec_version=codec.version, seed=config.seed, **place,
-    )  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
