@@ -17,41 +17,47 @@ from torch import nn
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias + scale (x Aᵀ) Bᵀ (Source: LoRA, arXiv 2106.09685, section 4.1)."""
+    """y = x Wᵀ + bias + scale (x' Aᵀ) Bᵀ, where x' is x or what dropout left of it (Source: LoRA, arXiv 2106.09685, section 4.1)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         inputs: torch.Tensor,
+        dropped: torch.Tensor | None,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """Outputs [..., O] of inputs [..., I], weight [O, I], bias [O], down A [r, I], up B [O, r]."""
+        """Outputs [..., O] of inputs x [..., I], x' likewise (None: x), weight [O, I], bias [O], down A [r, I], up B [O, r]."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        small = rows @ down.T
+        small = (rows if dropped is None else dropped.reshape(rows.shape)) @ down.T
         outputs = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         outputs.addmm_(small, up.T, alpha=scale)
-        # The weights themselves and no views of them: under ZeRO-3 their memory comes and goes.
-        ctx.save_for_backward(inputs, weight, down, up, small)
-        ctx.scale = scale
+        # The weights themselves and no views of them: under ZeRO-3 their memory comes and goes. A frozen base needs x no more.
+        adapted = inputs if dropped is None else dropped
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[2] else None, adapted, weight, down, up, small)
+        ctx.scale, ctx.has_dropped = scale, dropped is not None
         return outputs.view(*inputs.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, weight, down, up, small = ctx.saved_tensors
+        inputs, adapted, weight, down, up, small = ctx.saved_tensors
         upstream = grad_outputs[0].reshape(-1, weight.shape[0])
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        needs_inputs, needs_weight, needs_bias, needs_down, needs_up, _ = ctx.needs_input_grad
+        rows = adapted.reshape(-1, adapted.shape[-1])
+        needs_inputs, needs_dropped, needs_weight, needs_bias, needs_down, needs_up, _ = ctx.needs_input_grad
         small_gradient = (upstream @ up).mul_(ctx.scale)
         inputs_gradient = None
         if needs_inputs:
-            inputs_gradient = (upstream @ weight).addmm_(small_gradient, down).view(inputs.shape)
+            inputs_gradient = upstream @ weight
+            if not ctx.has_dropped:
+                inputs_gradient.addmm_(small_gradient, down)
+            inputs_gradient = inputs_gradient.view(adapted.shape)
         return (
             inputs_gradient,
-            upstream.T @ rows if needs_weight else None,
+            (small_gradient @ down).view(adapted.shape) if needs_dropped else None,
+            upstream.T @ inputs.reshape(rows.shape) if needs_weight else None,
             upstream.sum(0) if needs_bias else None,
             small_gradient.T @ rows if needs_down else None,
             (upstream.T @ small).mul_(ctx.scale) if needs_up else None,
@@ -76,11 +82,13 @@ def add_in_place(layers: nn.Module) -> None:
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     (name,) = layer.lora_A
     down, up, base = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.base_layer
-    dropout = layer.lora_dropout[name]
-    drops = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
     is_plain = layer.active_adapters == [name] and not (layer.disable_adapters or layer.merged)
-    if args or kwargs or drops or not is_plain or not (x.dtype == base.weight.dtype == down.dtype):
+    if args or kwargs or not is_plain or not (x.dtype == base.weight.dtype == down.dtype):
         out: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return out
-    adapted: torch.Tensor = _AdaptedLinear.apply(x, base.weight, base.bias, down, up, float(layer.scaling[name]))
+    dropout = layer.lora_dropout[name]
+    drops = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
+    adapted: torch.Tensor = _AdaptedLinear.apply(
+        x, dropout(x) if drops else None, base.weight, base.bias, down, up, float(layer.scaling[name])
+    )
     return adapted

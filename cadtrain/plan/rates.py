@@ -1,9 +1,9 @@
 """How fast a choice trains: arithmetic over a GPU's data sheet, calibrated where cadtrain was measured.
 
-Measured on H200 (docs/measurements.md, Qwen3-8B shape, LoRA rank 32, no recompute): 10,636 tokens a second and GPU
-under ZeRO-2, 8,609 under ZeRO-3. That fixes the two LoRA shares below. Those for all weights are a plain DeepSpeed loop's
-with fused kernels on 4 H200 (8B, 4096 x 2: 47.8 % of peak under ZeRO-2, 46.1 % under ZeRO-3), times cadtrain's ratio to
-that loop (0.79 and 0.75, measured with LoRA). Every other GPU is scaled by its data sheet: an estimate.
+All weights: measured on 2 H200 (docs/performance.md, Qwen3-8B's shape, packs of 2 x 4,096 tokens, no recompute): 9,265 tokens a
+second and GPU under ZeRO-3; under ZeRO-2 8,929 before the gradient's norm was taken at once, which gave ZeRO-3 a twentieth.
+LoRA: measured on 2 H200 before there were fused kernels (docs/measurements.md, the same shape, rank 32): 10,636 under ZeRO-2, 8,609
+under ZeRO-3, so it errs on the slow side. Every other GPU is scaled by its data sheet: an estimate.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HOST_LINK_BYTES = 20e9
 HOST_ADAM_WEIGHTS = 5e8
 """Weights a second and rank that Adam on the host updates: 28 bytes each at 14 GB/s. An estimate."""
 
-_SHARE_OF_PEAK = {(True, False): 0.321, (True, True): 0.260, (False, False): 0.378, (False, True): 0.346}
+_SHARE_OF_PEAK = {(True, False): 0.321, (True, True): 0.260, (False, False): 0.465, (False, True): 0.457}
 """Share of a GPU's peak, by whether there are adapters and whether the stage is 3."""
 
 

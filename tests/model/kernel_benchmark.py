@@ -171,7 +171,7 @@ def adapters(tokens: int) -> dict[str, Callable[[], Work]]:
 
     def added() -> Work:
         states, weight, down, up = weights()
-        return lambda: _AdaptedLinear.apply(states, weight, None, down, up, 2.0)
+        return lambda: _AdaptedLinear.apply(states, None, weight, None, down, up, 2.0)
 
     def bare() -> Work:
         states, weight, *_ = weights()

@@ -38,24 +38,29 @@ def test_equals_pefts_own_pass(recompute: str, bias: bool) -> None:
 def test_base_weights_that_learn_take_their_gradient() -> None:
     lean, plain = _models()
     for model in (lean, plain):
-        model.language.base_model.layers.requires_grad_(True)
+        model.language.base_model.layers.requires_grad_(True)  # the base learns beside its adapters
         model(**pack([sample(12, 1), sample(20, 2)])).loss_sum.backward()
     found = gradients(lean)
     assert "language.model.layers.0.self_attn.q_proj.base_layer.weight" in found
     assert_same_gradients(found, gradients(plain), 1e-5)
 
 
-def test_dropout_takes_pefts_own_pass() -> None:
+def test_dropout_drops_what_pefts_own_pass_drops() -> None:
     config = model_config(lora=True)
     language = config.language.model_copy(update={"lora": LoraConfig(rank=4, alpha=6.0, dropout=0.5)})
     lean = make_model(config.model_copy(update={"language": language}), stir=True)
     plain = make_model(config.model_copy(update={"language": language, "kernels": "plain"}), stir=True)
     batch = pack([sample(12, 1), sample(20, 2)])
     losses = []
-    for model in (lean, plain, plain):
-        torch.manual_seed(len(losses) // 2)
-        losses.append(model(**batch).loss_sum.item())
-    assert losses[0] == losses[1] != losses[2]
+    for seed, model in ((0, lean), (0, plain), (1, plain)):
+        model.zero_grad()
+        torch.manual_seed(seed)
+        loss = model(**batch).loss_sum
+        loss.backward()
+        losses.append((loss.detach(), gradients(model)))
+    torch.testing.assert_close(losses[0][0], losses[1][0])
+    assert not torch.allclose(losses[1][0], losses[2][0])
+    assert_same_gradients(losses[0][1], losses[1][1], 1e-5)
     for model in (lean, plain):
         model.eval()
     torch.testing.assert_close(lean(**batch).loss_sum, plain(**batch).loss_sum)
