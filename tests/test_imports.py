@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cadtrain"
 
-SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat", "host_memory"}
+SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat", "host_memory", "gpu_memory"}
 FOUNDATIONS = {"model", "data", "metrics", "checkpoint"}
 USES = {"inference", "evaluation"}
 BELOW_SERVICES = {"config", "cad", "geometry"} | FOUNDATIONS | USES
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     "heartbeat": set(),
     "host_memory": set(),
+    "gpu_memory": set(),
     "config": set(),
     "cad": set(),
     "geometry": {"cad"},

@@ -61,6 +61,7 @@ class JobWishes:
     hostfile: Path | None
     zero: str | None
     offload: bool
+    gpu_memory: str | None
     max_restarts: int
     hang_timeout: str | None
 
@@ -68,6 +69,7 @@ class JobWishes:
         """The options that each start of the run gets."""
         found = [f"--zero={self.zero}"] if self.zero else []
         found += ["--offload"] if self.offload else []
+        found += [f"--gpu-memory={self.gpu_memory}"] if self.gpu_memory else []
         found += [f"--max-restarts={self.max_restarts}"] if self.max_restarts else []
         return found + ([f"--hang-timeout={self.hang_timeout}"] if self.hang_timeout else [])
 

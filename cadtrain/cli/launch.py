@@ -35,6 +35,7 @@ def launch(
     gpus: options.Gpus = None,
     zero: options.Zero = None,
     offload: options.Offload = False,
+    gpu_memory: options.GpuMemory = None,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
     resume: ResumeOption = False,
@@ -86,9 +87,13 @@ def launch(
     measured = measuring.measure_request(
         bench, bench_warmup, bench_stage, bench_tokens, profile, profile_steps, profile_ranks, resume=resume
     )
+    if gpu_memory is not None:
+        cap_memory(gpu_memory)
     if sbatch:
         measuring.refuse_with(measured, "--sbatch")
-        job = JobWishes(run_dir, nodes, gpus, time_limit, hostfile, zero, offload, max_restarts, hang_timeout)
+        job = JobWishes(
+            run_dir, nodes, gpus, time_limit, hostfile, zero, offload, gpu_memory, max_restarts, hang_timeout
+        )
         print_sbatch(config, as_overrides(overrides, init_from=init_from, start_stage=start_stage), job)
         return
     hosts, shell = choose_hosts(hostfile, nodes, gpus, ssh_command)
@@ -160,6 +165,22 @@ def _start(
     )  # fmt: skip
     _show_outcome(plan, outcome, is_measured=is_measured)
     return outcome
+
+
+def cap_memory(text: str) -> None:
+    """Let this launch, its ranks and other hosts see no more than `text` of each GPU; raises `UsageError`."""
+    import os
+
+    from cadtrain.errors import UsageError
+    from cadtrain.gpu_memory import VARIABLE, memory_cap
+    from cadtrain.units import parse_bytes
+
+    try:
+        parse_bytes(text, needs_unit=True)
+    except ValueError as error:
+        raise UsageError(f"{error}.", where="--gpu-memory") from error
+    memory_cap({VARIABLE: text})
+    os.environ[VARIABLE] = text
 
 
 def look_first(plan: LaunchPlan) -> None:

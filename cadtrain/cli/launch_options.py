@@ -32,6 +32,15 @@ Zero = Annotated[ZeroChoice | None, typer.Option("--zero", help="ZeRO stage; aut
 Offload = Annotated[
     bool, typer.Option("--offload", help="Keep optimizer states (and, in stage 3, weights) in host memory.")
 ]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-memory",
+        metavar="SIZE",
+        help="Plan for, and let ranks take, no more than this of each GPU, e.g. 48GB.",
+        show_default=False,
+    ),
+]
 MaxRestarts = Annotated[
     int,
     typer.Option(

@@ -13,11 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cadtrain.errors import EnvironmentFault, UsageError
+from cadtrain.gpu_memory import memory_cap
 
 DEFAULT_CPU_RANKS = 2
 """Ranks on a machine without a GPU when no number is asked for: the fewest that exercise the collectives."""
@@ -142,7 +143,18 @@ def _named(gpus: Sequence[Gpu], names: Sequence[str]) -> list[Gpu]:
 
 
 def find_gpus(environ: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
-    """The GPUs that a process with the environment `environ` would see, in CUDA's order (by PCI bus)."""
+    """The GPUs that a process with the environment `environ` would see, in CUDA's order (by PCI bus).
+
+    Under a cap (`gpu_memory`) each seems to have no more memory than that. Raises `UsageError` for a cap that is none.
+    """
+    cap = memory_cap(environ)
+    return tuple(
+        gpu if cap is None else replace(gpu, memory_total=min(gpu.memory_total, cap), memory_free=min(gpu.memory_free, cap))
+        for gpu in _visible_gpus(environ)
+    )
+
+
+def _visible_gpus(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     mask = environ.get("CUDA_VISIBLE_DEVICES")
     if mask is not None and mask.strip() in ("", "-1", "NoDevFiles"):
         return ()

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cadtrain.gpu_memory import VARIABLE, memory_cap
 from cadtrain.launch.devices import RankDevices
 
 _PACKAGES = (
@@ -61,6 +62,8 @@ def environment_changes(
         changes["DS_ACCELERATOR"] = "cpu"
         changes["LOCAL_SIZE"] = str(devices.num_ranks)
     else:
+        if (cap := memory_cap(environ)) is not None:
+            changes[VARIABLE] = str(cap)
         # The ids of devices are by PCI bus. A user who wrote indices in another order meant that order.
         if not environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "").replace(" ", "").isdecimal():
             changes["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cadtrain.config.recompute import NO_RECOMPUTE, Recompute
+from cadtrain.gpu_memory import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from cadtrain.model.census import Census
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 ZeroStage = Literal[0, 1, 2, 3]
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
 
-CONTEXT_BYTES = int(2.2 * 2**30)
-"""CUDA context, kernels, cuBLAS workspaces, NCCL and the driver's own share of the device: outside what the allocator counts.
-Measured on H100 with one rank, CUDA 13: 2.14 GiB; more ranks are not measured yet."""
 RESERVE: dict[ZeroStage, float] = {0: 0.01, 1: 0.01, 2: 0.01, 3: 0.05}
 """Share of what the allocator hands out that it holds beside it, with expandable segments: 0.1 to 1.3 % measured at stages 0 and
 2, 4.3 to 5.3 % at stage 3, whose gathered weights are handed from stream to stream (docs/plan.md)."""

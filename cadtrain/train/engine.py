@@ -28,6 +28,7 @@ from cadtrain.config.sections import Component, OptimConfig
 from cadtrain.data.collate import Pack
 from cadtrain.distributed import all_agree, first_verdict
 from cadtrain.errors import CheckpointError
+from cadtrain.gpu_memory import allocator_share
 from cadtrain.model.cad_mllm import CadMllm
 from cadtrain.model.components import (
     decay_parameters,
@@ -124,6 +125,9 @@ def init_process_group() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
+        share = allocator_share(torch.cuda.get_device_properties(local_rank).total_memory)
+        if share is not None:
+            torch.cuda.set_per_process_memory_fraction(share, local_rank)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):

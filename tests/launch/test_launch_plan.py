@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cadtrain.config.load import to_yaml
 from cadtrain.errors import EnvironmentFault, UsageError
+from cadtrain.gpu_memory import allocator_share
 from cadtrain.launch import devices, planning
 from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, parse_gpus, select_visible
 from cadtrain.launch.environment import clean_arch_list, environment_changes
@@ -253,6 +254,34 @@ def test_predicted_peak_stands_beside_the_gpus_memory(tmp_path: Path) -> None:
     console.print(plan_table(plan))
     row = next(line for line in console.export_text().splitlines() if line.startswith("memory"))
     assert row.split("memory")[1].strip().endswith("GiB of 80.0 GiB a GPU predicted at the peak")
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_cap_stands_for_a_smaller_gpu(tmp_path: Path) -> None:
+    """Everything that looks at the GPUs sees it, and the ranks are told."""
+    config, environ = str(run_of_8b(tmp_path / "c")), {"CADTRAIN_GPU_MEMORY": "40GiB"}
+    whole, capped = (plan_launch(LaunchRequest(config=config, gpus=2), environ=found) for found in ({}, environ))
+    assert {gpu.memory_total for gpu in whole.devices.gpus} == {80 * GIB}
+    assert {(gpu.memory_total, gpu.memory_free) for gpu in capped.devices.gpus} == {(40 * GIB, 40 * GIB)}
+    assert "CADTRAIN_GPU_MEMORY" not in whole.environment
+    assert capped.environment["CADTRAIN_GPU_MEMORY"] == str(40 * GIB)
+    assert capped.zero.peak_bytes is not None
+    assert whole.zero.peak_bytes is not None
+    assert capped.zero.peak_bytes <= 40 * GIB < whole.zero.peak_bytes
+    assert {gpu.memory_total for gpu in find_gpus({"CADTRAIN_GPU_MEMORY": "200GB"})} == {80 * GIB}
+
+
+def test_the_allocators_share_leaves_room_for_the_context() -> None:
+    assert allocator_share(80 * GIB, {}) is None
+    assert allocator_share(80 * GIB, {"CADTRAIN_GPU_MEMORY": "48GiB"}) == pytest.approx((48 - 2.2) / 80)
+    assert allocator_share(80 * GIB, {"CADTRAIN_GPU_MEMORY": "96GiB"}) == 1
+
+
+@pytest.mark.parametrize(("text", "message"), [("48", "less than the 2.2 GiB"), ("2GB", "less than the 2.2 GiB"), ("many", "'many' is no size")])
+def test_a_cap_that_is_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        find_gpus({"CADTRAIN_GPU_MEMORY": text, "CUDA_VISIBLE_DEVICES": ""})
+    assert caught.value.where == "CADTRAIN_GPU_MEMORY"
 
 
 def run_of_8b(folder: Path) -> Path:
