@@ -39,6 +39,7 @@ from cadtrain.model.components import (
 from cadtrain.model.language import set_recompute
 from cadtrain.model.weights import Share
 from cadtrain.train.grad_norm import take_norms_at_once
+from cadtrain.train.lean_zero3 import lighten
 from cadtrain.train.live_weights import live_spans
 from cadtrain.train.reshard import Layout, load_resharded
 from cadtrain.train.shards import safe_checkpoint_engine
@@ -230,6 +231,8 @@ class DeepSpeedEngine:
         )
         _send_deepspeed_log_to_file()
         self._engine.checkpoint_engine = safe_checkpoint_engine()
+        if self._stage == 3:
+            lighten(model.language.base_model.layers)
         if device.type == "cuda" and self._stage > 0:
             take_norms_at_once(self._engine.optimizer, self._stage)
         self._world_size = self._engine.world_size
