@@ -41,12 +41,11 @@ class _Linear(torch.autograd.Function):
 
 def lighten(layers: Iterable[nn.Module]) -> None:
     """Give `layers`, each of which ZeRO-3 gathers as a whole, the lean ways, in place. Their parameters stay what they are from here on."""
-    module: Any
+    # Attributes of the instances, which stand before their classes' methods.
     for layer in layers:
         for module in layer.modules():
             if type(module) is nn.Linear and "forward" not in vars(module):
-                module.forward = types.MethodType(_linear_forward, module)
-        # An attribute of the instance, which stands before the class's method.
+                vars(module)["forward"] = types.MethodType(_linear_forward, module)
         vars(layer)["named_parameters"] = types.MethodType(_listed(tuple(layer.named_parameters())), layer)
 
 
