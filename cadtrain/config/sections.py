@@ -298,7 +298,8 @@ class ZeroConfig(Section):
     """How DeepSpeed shares optimizer states, gradients and weights between ranks."""
 
     stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    """ZeRO stage; `auto` takes the lowest that fits, or with `model.recompute: auto` the fastest."""
+    """ZeRO stage; `auto` takes the lowest that fits, or with `model.recompute: auto` the fastest. Where none fits, `launch` takes the fastest
+    that does with the optimizer, or weights too, in host memory, and says so."""
     offload_optimizer: bool = False
     """Keep optimizer states in host memory."""
     offload_parameters: bool = False

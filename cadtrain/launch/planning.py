@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cadtrain.checkpoint.layout import CHECKPOINTS, STATE, checkpoint_name, list_steps
 from cadtrain.errors import UsageError
+from cadtrain.host_memory import available_memory
 from cadtrain.launch.cluster import Cluster
 from cadtrain.launch.devices import GpuRequest, RankDevices, choose_devices, find_gpus
 from cadtrain.launch.environment import environment_changes
@@ -115,7 +116,10 @@ def plan_launch(
     devices = _devices(request, environ)
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
     name = devices.gpus[0].name if devices.gpus else ""
-    choice = choose_stage(config, devices.num_ranks, memory, host_weights=request.offload, device=name)
+    choice = choose_stage(
+        config, devices.num_ranks, memory, host_weights=request.offload, device=name,
+        host_bytes=0 if request.hosts or not devices.gpus else available_memory(),
+    )  # fmt: skip
     config = with_choice(config, choice, offload_parameters=request.offload and choice.stage == 3)
     run_dir = request.run_dir if request.run_dir is not None else default_run_dir(config.name)
     check_run_dir(run_dir, resume=request.resume)
@@ -219,6 +223,8 @@ def _load(source: str, request: LaunchRequest) -> RunConfig:
 def with_choice(config: RunConfig, choice: StageChoice, *, offload_parameters: bool) -> RunConfig:
     """`config` with the decided ZeRO stage and recomputation, so that every rank reads numbers and decides nothing itself."""
     update: dict[str, Any] = {"stage": choice.stage}
+    if choice.offload_optimizer:
+        update |= {"offload_optimizer": True, "offload_parameters": choice.offload_parameters}
     if offload_parameters:
         update["offload_parameters"] = True
     model = config.model

@@ -6,6 +6,7 @@ not on this machine are decided without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +35,9 @@ class StageChoice:
     """What is recomputed; None where nothing was predicted."""
     unseen: Literal["none", "full"] = "none"
     """What `model.recompute: auto` comes to where nothing was predicted."""
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    """Whether `zero.stage: auto` has taken to host memory, unasked, because nothing fits without."""
 
     @property
     def recompute_setting(self) -> RecomputeSetting:
@@ -47,15 +51,17 @@ class StageChoice:
 
 
 def choose_stage(
-    config: RunConfig, num_ranks: int, memory_bytes: int | None, *, host_weights: bool = False, device: str = ""
-) -> StageChoice:
+    config: RunConfig, num_ranks: int, memory_bytes: int | None, *, host_weights: bool = False, device: str = "",
+    host_bytes: int = 0,
+) -> StageChoice:  # fmt: skip
     """The stage for `config` on `num_ranks` devices of `memory_bytes` each (None: CPU ranks; 0: not known).
 
     A stage that the configuration names is kept. `auto` takes the lowest that fits: DeepSpeed is fastest there. With
     `model.recompute: auto` each stage takes the fewest recomputed layers with which it fits, and the fastest of these
     is taken, by the rates of `device` (of an H100 where it is in no table). On the CPU it is 2, which shares memory on
     one host and gathers no weights, without recomputation. `host_weights`: stage 3, if taken, will keep its weights in
-    host memory. `device`: the devices' name, under which steps may have been measured.
+    host memory. `device`: the devices' name, under which steps may have been measured. Where no stage fits, `auto` takes
+    the fastest that does with the optimizer, or all, in the `host_bytes` of host memory that all ranks may take.
     """
     zero = config.zero
     is_auto = zero.stage == "auto"
@@ -76,6 +82,14 @@ def choose_stage(
     if found is not None:
         return StageChoice(found.choice.stage, reason, needed, recompute=found.choice.recompute)
     last = priced[-1]
+    if not zero.offload_optimizer and not zero.offload_parameters:
+        hosted = _in_host_memory(config, num_ranks, memory_bytes, host_bytes, device)
+        if hosted is not None:
+            lacks = f"{format_bytes(last.memory.total)} predicted without, {format_bytes(memory_bytes)} there"
+            return StageChoice(
+                hosted.choice.stage, f"fits with host memory only: {lacks}", {**needed, hosted.choice.stage: hosted.memory.total},
+                recompute=hosted.choice.recompute, offload_optimizer=True, offload_parameters=hosted.choice.offload_parameters,
+            )  # fmt: skip
     text = f"none fits: {format_bytes(last.memory.total)} predicted, {format_bytes(memory_bytes)} there"
     return StageChoice(last.choice.stage, text, needed, fits=False, recompute=last.choice.recompute)
 
@@ -91,6 +105,29 @@ def _taken(priced: list[Option], *, by_speed: bool) -> tuple[Option | None, str]
 
 def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weights: bool, device: str) -> list[Option]:
     """The stages that `config` leaves open, lowest first, with its own offload, and its recomputation or what fits."""
+    zero = config.zero
+    stages = [
+        Choice(stage, zero.offload_optimizer, zero.offload_parameters or (host_weights and stage == 3))
+        for stage in _open_stages(config, num_ranks)
+    ]
+    return _options(config, stages, num_ranks, memory_bytes, device)
+
+
+def _in_host_memory(
+    config: RunConfig, num_ranks: int, memory_bytes: int, host_bytes: int, device: str
+) -> Option | None:
+    """The fastest choice that fits with offload, and whose part in host memory fits there; None if there is none."""
+    from cadtrain.plan.predict import fastest
+
+    hosted = [Choice(2, offload_optimizer=True), Choice(3, offload_optimizer=True), Choice(3, True, True)]
+    found = _options(config, hosted, num_ranks, memory_bytes, device)
+    return fastest([option for option in found if sum(option.host.values()) <= host_bytes])
+
+
+def _options(
+    config: RunConfig, choices: Sequence[Choice], num_ranks: int, memory_bytes: int, device: str
+) -> list[Option]:
+    """`choices` with the recomputation of `config`, or as much as each needs, priced."""
     from cadtrain.plan.predict import configured_recompute, measured_before, model_facts, price, recompute_that_fits
     from cadtrain.plan.rates import find_gpu, gpu_named
 
@@ -98,9 +135,7 @@ def _priced(config: RunConfig, num_ranks: int, memory_bytes: int, *, host_weight
     corrections = measured_before(model, num_ranks, device)
     configured = configured_recompute(config, model)
     found = []
-    for stage in _open_stages(config, num_ranks):
-        on_host = config.zero.offload_parameters or (host_weights and stage == 3)
-        choice = Choice(stage, config.zero.offload_optimizer, on_host)
+    for choice in choices:
         recompute = configured or recompute_that_fits(config, model, choice, num_ranks, memory_bytes, corrections)
         found.append(price(config, model, replace(choice, recompute=recompute), num_ranks, memory_bytes, kind))
     return corrections.options(found, memory_bytes)

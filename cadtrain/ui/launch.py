@@ -53,6 +53,12 @@ def plan_table(plan: LaunchPlan) -> RenderableType:
         rows.insert(2, ("memory", memory))
     for name, value in rows:
         table.add_row(name, escape(value))
+    if plan.zero.offload_optimizer:
+        table.add_row(
+            "note",
+            "steps through host memory are slow; `cadtrain plan` shows what would fit without, such as smaller packs",
+            style="yellow",
+        )
     if not plan.zero.fits:
         table.add_row(
             "warning",

@@ -271,6 +271,22 @@ def test_a_cap_stands_for_a_smaller_gpu(tmp_path: Path) -> None:
     assert {gpu.memory_total for gpu in find_gpus({"CADTRAIN_GPU_MEMORY": "200GB"})} == {80 * GIB}
 
 
+@pytest.mark.usefixtures("four_gpus")
+def test_where_nothing_fits_the_optimizer_goes_to_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "available_memory", lambda: 500 * GIB)
+    config, environ = str(run_of_8b(tmp_path / "c")), {"CADTRAIN_GPU_MEMORY": "40GiB"}
+    whole = LaunchRequest(config=config, overrides=("model.language.lora=null",))
+    plan = plan_launch(whole, environ=environ)
+    assert plan.zero.fits
+    assert plan.config.zero.offload_optimizer
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    assert "optimizer in host memory" in (text := console.export_text())
+    assert "steps through host memory are slow" in text
+    monkeypatch.setattr(planning, "available_memory", lambda: 50 * GIB)
+    assert not plan_launch(whole, environ=environ).config.zero.offload_optimizer
+
+
 def test_the_allocators_share_leaves_room_for_the_context() -> None:
     assert allocator_share(80 * GIB, {}) is None
     assert allocator_share(80 * GIB, {"CADTRAIN_GPU_MEMORY": "48GiB"}) == pytest.approx((48 - 2.2) / 80)

@@ -6,7 +6,7 @@ import pytest
 
 from cadtrain.config.recompute import RecomputeSetting
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig, ModelConfig, RunConfig, StageConfig, ZeroConfig
-from cadtrain.plan.stage import choose_stage
+from cadtrain.plan.stage import StageChoice, choose_stage
 
 GIB = 2**30
 QWEN3_8B = {
@@ -53,6 +53,28 @@ def test_recomputation_where_nothing_is_predicted() -> None:
     assert choose_stage(config, 2, 0).recompute_setting == "full"
     whole = choose_stage(config, 1, 24 * GIB)
     assert (whole.fits, whole.recompute_setting) == (False, "full")
+
+
+def test_auto_takes_to_host_memory_where_nothing_fits_without() -> None:
+    config = make_config(recompute="auto")
+    plain = choose_stage(config, 4, 30 * GIB)
+    assert not plan_is_hosted(plain)
+    assert not plain.fits
+    hosted = choose_stage(config, 4, 30 * GIB, host_bytes=500 * GIB)
+    assert hosted.fits
+    assert plan_is_hosted(hosted)
+    assert "fits with host memory only" in hosted.reason
+    assert hosted.peak_bytes is not None
+    assert hosted.peak_bytes <= 30 * GIB
+    # The optimizer of 8 billion weights takes 16 bytes a weight there, and there is less.
+    assert not choose_stage(config, 4, 30 * GIB, host_bytes=100 * GIB).fits
+    # A stage that the user has named is kept as it is, and what fits without host memory stays without.
+    assert not plan_is_hosted(choose_stage(make_config(stage=3), 4, 10 * GIB, host_bytes=500 * GIB))
+    assert not plan_is_hosted(choose_stage(config, 4, 80 * GIB, host_bytes=500 * GIB))
+
+
+def plan_is_hosted(choice: StageChoice) -> bool:
+    return choice.offload_optimizer
 
 
 def test_nothing_fits_says_so() -> None:
