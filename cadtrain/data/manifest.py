@@ -22,6 +22,8 @@ FAILURES_NAME = "failures.jsonl"
 STATE_NAME = "state.json"
 """In the folder of each split, by Hugging Face `datasets`."""
 COSTS_NAME = "costs.parquet"
+MOVED = "moved"
+"""The ledger's kind for a part that lies in another split than its document's, beside an equal design."""
 SPLITS = ("train", "validation", "test")
 
 _LATER_KEYS = {"notes", "captions"}

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
+from cadtrain.data.manifest import MOVED
 from cadtrain.ui.console import err
 from cadtrain.units import format_bytes, format_seconds
 
@@ -83,8 +84,12 @@ def summary_text(summary: Summary) -> RenderableType:
         lines.append(f"{format_seconds(summary.seconds)}{pace}{resumed}")
     if manifest.failures:
         lines.append(f"left out: {_counted(manifest.failures)} (failures.jsonl has file and reason)")
-    if summary.notes:
-        lines.append("used in spite of a fault: " + _counted(summary.notes))
+    notes = {kind: number for kind, number in summary.notes.items() if kind != MOVED}
+    moved = summary.notes.get(MOVED, 0)
+    if notes:
+        lines.append("used in spite of a fault: " + _counted(notes))
+    if moved:
+        lines.append(f"moved to another split, where an equal design is: {moved} (failures.jsonl names them)")
     if "file" in manifest.captions or "described" in manifest.captions:
         from_files, made = (manifest.captions.get(source, 0) for source in ("file", "described"))
         lines.append(f"captions: {from_files} from files, {made} made from sequences")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cadtrain.cli.data.prepare import DuplicatesChoice
 from cadtrain.data.manifest import FAILURES_NAME, SPLITS, Manifest
 from cadtrain.data.shards import PartDataset
-from cadtrain.data.writing.duplicates import Duplicates, find_redundant
+from cadtrain.data.writing.duplicates import OFFERED, Duplicates, find_redundant, into_one_split
 from cadtrain.data.writing.writer import DatasetWriter, LedgerEntry
 from tests.data.conftest import plain_plan, plain_row
 
@@ -99,6 +99,7 @@ def test_what_every_policy_promises(rows: list[tuple[int, int, bool]], policy: D
     whole = [(row, twin) for row, twin in zip(table, twins, strict=True) if row[3]]
     untouched = {
         Duplicates.KEEP: SPLITS,
+        Duplicates.ONE_SPLIT: SPLITS,
         Duplicates.OUT_OF_TEST: ("train",),
         Duplicates.OUT_OF_TRAIN: SPLITS[1:],
         Duplicates.DROP: (),
@@ -108,7 +109,38 @@ def test_what_every_policy_promises(rows: list[tuple[int, int, bool]], policy: D
 
 
 def test_the_command_line_offers_what_there_is() -> None:
-    assert [choice.value for choice in DuplicatesChoice] == [policy.value for policy in Duplicates]
+    assert [choice.value for choice in DuplicatesChoice] == [policy.value for policy in OFFERED]
+
+
+def _gather(keys: list[int], splits: list[int]) -> tuple[list[int], list[int]]:
+    placed, leaders = into_one_split(np.array(keys, dtype=np.uint64), np.array(splits, dtype=np.uint8))
+    return placed.tolist(), leaders.tolist()
+
+
+def test_equal_designs_go_to_train_and_then_to_test() -> None:
+    keys = [1, 1, 1, 2, 2, 3, 4, 5]
+    splits = [TEST, TRAIN, VALIDATION, VALIDATION, TEST, TEST, VALIDATION, TRAIN]
+    placed, leaders = _gather(keys, splits)
+    assert placed == [TRAIN, TRAIN, TRAIN, TEST, TEST, TEST, VALIDATION, TRAIN]
+    assert leaders == [1, 1, 1, 4, 4, 5, 6, 7]
+
+
+def test_a_split_that_would_be_left_empty_takes_its_design_from_train() -> None:
+    assert _gather([1, 1, 1, 2], [TRAIN, TEST, TRAIN, TRAIN]) == ([TEST, TEST, TEST, TRAIN], [1, 1, 1, 3])
+    # Unless train would be empty then.
+    assert _gather([1, 1], [TRAIN, TEST])[0] == [TRAIN, TRAIN]
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), max_size=40))
+def test_no_design_lies_in_two_splits_and_none_is_lost(rows: list[tuple[int, int]]) -> None:
+    keys, splits = [key for key, _ in rows], [split for _, split in rows]
+    placed, leaders = _gather(keys, splits)
+    assert len({(key, split) for key, split in zip(keys, placed, strict=True)}) == len(set(keys))
+    for row, leader in enumerate(leaders):
+        assert keys[leader] == keys[row]
+        assert placed[row] == splits[leader]
+    if len(set(keys)) >= 20:
+        assert set(placed) == set(splits)
 
 
 # ------------------------------------------------------------------------------------------------------------------ on disk
@@ -173,6 +205,27 @@ def test_rows_that_are_left_out_of_train(tmp_path: Path) -> None:
     assert not rows["train"] & (rows["validation"] | rows["test"])
 
 
+def test_rows_that_move_are_with_their_equals_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    manifest = _write(out, Duplicates.ONE_SPLIT)
+    rows = {split: _rows(out, split) for split in SPLITS}
+    designs = {split: {sequence for _, sequence in rows[split]} for split in SPLITS}
+    assert manifest.counts == {split: len(rows[split]) for split in SPLITS}
+    assert sum(manifest.counts.values()) == NUMBER
+    assert not designs["train"] & (designs["validation"] | designs["test"])
+    assert not designs["validation"] & designs["test"]
+    # Validation holds nothing but designs 30 to 79, which train has too: it keeps one of them, whole.
+    assert len(designs["validation"]) == 1
+    assert designs["test"] == {f"S{k}." for k in range(80, 90)}
+    assert sorted(name for split in SPLITS for name, _ in rows[split]) == [f"doc/{k:08d}" for k in range(NUMBER)]
+    entries = {entry["id"]: entry for entry in _ledger(out) if entry["kind"] == "moved"}
+    assert len(entries) == manifest.notes["moved"]
+    assert entries["doc/00000399"] == {
+        "id": "doc/00000399", "file": "399.json", "kind": "moved", "dropped": False,
+        "reason": "the same quantized sequence as doc/00000039 in train; moved there from test",
+    }  # fmt: skip
+
+
 def test_how_the_rows_were_cut_into_chunks_does_not_matter_to_the_digest(tmp_path: Path) -> None:
     whole = _write(tmp_path / "a", Duplicates.DROP, num_chunks=1)
     parts = _write(tmp_path / "b", Duplicates.DROP, num_chunks=8)
@@ -180,9 +233,12 @@ def test_how_the_rows_were_cut_into_chunks_does_not_matter_to_the_digest(tmp_pat
     assert whole.counts == parts.counts == {"train": 80, "validation": 0, "test": 10}
 
 
+@pytest.mark.parametrize("policy", [Duplicates.OUT_OF_TEST, Duplicates.ONE_SPLIT])
 @pytest.mark.parametrize("after", ["write_dataset", "remove_all_but_the_dataset"])
-def test_a_finish_that_was_cut_off_is_done_again(tmp_path: Path, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write(tmp_path / "whole", Duplicates.OUT_OF_TEST)
+def test_a_finish_that_was_cut_off_is_done_again(
+    tmp_path: Path, after: str, policy: Duplicates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "whole", policy)
     real = getattr(__import__("cadtrain.data.writing.finish", fromlist=[after]), after)
 
     def stop(*arguments: Any, **more: Any) -> None:
@@ -192,8 +248,8 @@ def test_a_finish_that_was_cut_off_is_done_again(tmp_path: Path, after: str, mon
     with monkeypatch.context() as patch:
         patch.setattr(f"cadtrain.data.writing.writer.{after}", stop)
         with pytest.raises(KeyboardInterrupt):
-            _write(tmp_path / "cut", Duplicates.OUT_OF_TEST)
-    with DatasetWriter(tmp_path / "cut", replace(plain_plan(), duplicates=Duplicates.OUT_OF_TEST), 8) as writer:
+            _write(tmp_path / "cut", policy)
+    with DatasetWriter(tmp_path / "cut", replace(plain_plan(), duplicates=policy), 8) as writer:
         assert writer.is_finished
         writer.finish()
     first, second = (

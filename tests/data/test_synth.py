@@ -16,6 +16,8 @@ from cadtrain.cad.codec import get_codec
 from cadtrain.cad.quantize import dequantize, quantize
 from cadtrain.cad.sequence import Arc, CadSequence, Circle, Extent, Line, Operation
 from cadtrain.config.sections import SynthConfig
+from cadtrain.data.inspect.lengths import LengthOptions
+from cadtrain.data.inspect.prepared import inspect_dataset
 from cadtrain.data.manifest import SPLITS
 from cadtrain.data.shards import PartDataset
 from cadtrain.data.synth.drawing import LONGEST_SIDE
@@ -227,6 +229,30 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(synthetic
     for split in SPLITS:
         first, second = (path / split / "data-00000.arrow" for path in (synthetic, tmp_path / "again"))
         assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.kernel
+def test_equal_designs_lie_in_one_split(tmp_path: Path) -> None:
+    # Parts 3 and 51 of this seed are the same design, and by their names 51 belongs to test.
+    assert _text(draw_part(724, 3, difficulty="simple").sequence) == _text(
+        draw_part(724, 51, difficulty="simple").sequence
+    )
+    made = [
+        synthesize(
+            52, tmp_path / f"{workers}", seed=724, num_points=0, num_views=0, difficulty="simple", workers=workers
+        ).manifest
+        for workers in (1, 2)
+    ]
+    assert made[0].digest == made[1].digest
+    assert sum(made[0].counts.values()) == 52
+    assert made[0].notes["moved"] == 1
+    for split in SPLITS:
+        rows = [PartDataset.open(tmp_path / f"{workers}", split) for workers in (1, 2)]
+        first, second = ([(row[k].id, row[k].sequence) for k in range(len(row))] for row in rows)
+        assert first == second
+    report = inspect_dataset(tmp_path / "1", LengthOptions()).report
+    assert report.duplicates.repeats == 1
+    assert report.leaks == {"validation": 0, "test": 0}
 
 
 @pytest.mark.kernel

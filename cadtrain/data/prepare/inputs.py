@@ -13,7 +13,7 @@ from cadtrain.cad.codec import get_codec
 from cadtrain.data.prepare.sources.omnicad import OmniCadFolder
 from cadtrain.data.prepare.sources.pictures import MOST_VIEWS
 from cadtrain.data.splits import SplitFile, document_of, split_function
-from cadtrain.data.writing.duplicates import Duplicates
+from cadtrain.data.writing.duplicates import OFFERED, Duplicates
 from cadtrain.data.writing.writer import LedgerEntry
 from cadtrain.errors import DataError, UsageError
 from cadtrain.geometry.sample import SAMPLINGS, Sampling
@@ -34,7 +34,7 @@ class PrepareOptions:
     prefixes: bool = False
     """Whether the states on the way to a design (`states.states_before`) are parts of their own."""
     duplicates: str = Duplicates.OUT_OF_TEST
-    """What becomes of parts with equal sequences: a value of `Duplicates`."""
+    """What becomes of parts with equal sequences: one of `OFFERED`."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("num_points", 0, 1 << 20), ("num_views", 0, MOST_VIEWS), ("image_size", 14, 4096)):
@@ -44,11 +44,11 @@ class PrepareOptions:
             raise UsageError(f"a limit of {self.limit} parts.", where="--limit", hint="Use 1 or more.")
         if self.sampling not in SAMPLINGS:
             raise UsageError(f"there is no sampling {self.sampling!r}.", hint=f"Use {' or '.join(SAMPLINGS)}.")
-        if self.duplicates not in list(Duplicates):
+        if self.duplicates not in OFFERED:
             raise UsageError(
                 f"{self.duplicates!r} says nothing about duplicates.",
                 where="--duplicates",
-                hint=f"Use {', '.join(Duplicates)}.",
+                hint=f"Use {', '.join(OFFERED)}.",
             )
         get_codec(self.codec)
 

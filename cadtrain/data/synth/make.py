@@ -14,6 +14,7 @@ from cadtrain.config.sections import SynthConfig
 from cadtrain.data.splits import split_documents
 from cadtrain.data.synth.parts import GENERATOR_VERSION, Captions, Difficulty, draw_part
 from cadtrain.data.writing.columns import Row
+from cadtrain.data.writing.duplicates import Duplicates
 from cadtrain.data.writing.pipeline import (
     CAMERA_ORDER,
     Built,
@@ -81,7 +82,7 @@ def synthesize(
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Summary:
-    """Draw `count` parts, build their solids, and write them as a prepared dataset into `out`.
+    """Draw `count` parts, build their solids, and write them as a prepared dataset into `out`; equal designs lie in one split.
 
     Points and views are those of the quantised design: what the sequence says is exactly what they show. The dataset
     depends on everything but `workers` and the time limit. `captions` and `difficulty` are those of `draw_part`. Raises `UsageError` where `out` is taken.
@@ -120,6 +121,7 @@ def _plan(
             "captions": captions,
             "difficulty": difficulty,
         },
+        duplicates=Duplicates.ONE_SPLIT,
     )
 
 

@@ -19,14 +19,19 @@ class Duplicates(StrEnum):
 
     `OUT_OF_TEST`: a test part that is in train, and a validation part that is in train or test, is left out; test and validation
     hold each design once. `OUT_OF_TRAIN`: test and validation stay whole, and training parts that are in one of them are left out.
-    `DROP`: every design once in the whole dataset, in train if it occurs there. `KEEP`: all stay.
+    `DROP`: every design once in the whole dataset, in train if it occurs there. `KEEP`: all stay. `ONE_SPLIT`: all stay, and
+    equal ones go to one side (`into_one_split`); for datasets in which every part is a document of its own, since it parts variants.
     """
 
     OUT_OF_TEST = "out-of-test"
     OUT_OF_TRAIN = "out-of-train"
     DROP = "drop"
     KEEP = "keep"
+    ONE_SPLIT = "one-split"
 
+
+OFFERED = tuple(policy for policy in Duplicates if policy is not Duplicates.ONE_SPLIT)
+"""The policies for designs from files, where several parts may be of one document."""
 
 # Which split's copy stays, by policy: the lowest number.
 _PRECEDENCE = {
@@ -56,7 +61,7 @@ def find_redundant(
     first = _first_of_group(own_keys, np.where(is_whole, 0, 1).astype(np.int64))
     is_state = ~is_whole & (first != np.arange(number))
     twins[is_state] = first[is_state]
-    if policy is Duplicates.KEEP:
+    if policy in (Duplicates.KEEP, Duplicates.ONE_SPLIT):
         return twins
     left = np.flatnonzero(twins < 0)
     rank = np.array([_PRECEDENCE[policy][split] for split in SPLITS], dtype=np.int64)
@@ -73,6 +78,26 @@ def find_redundant(
     through = twins[twins[chained]]
     twins[chained] = np.where(through >= 0, through, twins[chained])
     return twins
+
+
+def into_one_split(keys: NDArray[np.uint64], splits: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """uint8[N]: for each row its split's place in `SPLITS` when equal `keys` [N] share one; int64[N]: the row that it then follows.
+
+    Of the splits a design lies in, train takes it before test, and test before validation: so only few rows move. Where that would leave a split
+    empty, the first design of it that can is gathered there instead. A row that stays follows itself.
+    """
+    order = _PRECEDENCE[Duplicates.OUT_OF_TEST]
+    leaders = _first_of_group(keys, np.array([order[split] for split in SPLITS], dtype=np.int64)[splits])
+    present = np.unique(splits)
+    for split in present:
+        for row in np.flatnonzero(splits == split):
+            if (splits[leaders] == split).any():
+                break
+            gathered = np.where(keys == keys[row], row, leaders)
+            if len(np.unique(splits[gathered])) > len(np.unique(splits[leaders])):
+                leaders = gathered
+    placed = splits[leaders]
+    return placed, np.where(placed == splits, np.arange(len(keys)), leaders)
 
 
 def _first_of_group(keys: NDArray[np.uint64], rank: NDArray[np.int64]) -> NDArray[np.int64]:

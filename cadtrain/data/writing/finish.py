@@ -1,7 +1,7 @@
-"""The last step of writing a dataset: blocks into one dataset, without the duplicates.
+"""The last step of writing a dataset: blocks into one dataset, without the duplicates, or with equal designs in one split.
 
 Nothing that the blocks hold is changed or removed here, so that a finish that was cut short is simply done again. Of the rows only
-hashes are in memory; of the files only those are rewritten that hold a row to leave out.
+hashes are in memory; of the files only those are rewritten that hold a row to leave out or to move.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cadtrain.data.manifest import COSTS_NAME, FAILURES_NAME, MANIFEST_NAME, SPLITS, Manifest, write_whole
+from cadtrain.data.manifest import COSTS_NAME, FAILURES_NAME, MANIFEST_NAME, MOVED, SPLITS, Manifest, write_whole
 from cadtrain.data.writing import blocks
 from cadtrain.data.writing.costs import CostsFile
-from cadtrain.data.writing.duplicates import find_redundant
+from cadtrain.data.writing.duplicates import Duplicates, find_redundant, into_one_split
 from cadtrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,22 +39,23 @@ def write_dataset(
     Raises `DataError` when no row at all was written; `skipped` are the ledger's lines for inputs that were left out before any
     work.
     """
-    twins = _find_twins(folder, plan, num_blocks)
+    fates = _decide(folder, plan, num_blocks)
     splits = {split: _Split() for split in SPLITS}
-    ledger = _Ledger(folder / FAILURES_NAME, twins)
+    ledger = _Ledger(folder / FAILURES_NAME, fates)
     with ledger, CostsFile(folder / COSTS_NAME) as costs:
         ledger.write(skipped)
         start = 0
         for number in range(num_blocks):
             record = blocks.Record.read(folder / "journal" / f"{number:05d}.json")
-            dropped = twins[start : start + len(record.rows)] >= 0
+            own = fates.part(start, len(record.rows))
             ledger.remember(record, start)
             ledger.write(record.entries)
             costs.write(record.costs)
             for name, split in splits.items():
-                _take_block(folder, name, number, record, dropped, schema, split)
+                _take_block(folder, name, number, record, own, schema, split)
             start += len(record.rows)
         ledger.write(ledger.duplicates())
+        ledger.write(ledger.moves())
     if not start:
         raise DataError(ledger.nothing_usable(), hint="Nothing was written.")
     for name, split in splits.items():
@@ -62,8 +63,23 @@ def write_dataset(
     _manifest(plan, splits, ledger).write(folder)
 
 
-def _find_twins(folder: Path, plan: Plan, num_blocks: int) -> NDArray[np.int64]:
-    """int64[N]: `find_redundant` over the rows of all blocks, in the order of the journal."""
+@dataclass(frozen=True, slots=True)
+class _Fates:
+    """What becomes of rows [N] of `splits`: `twins` as from `find_redundant`, `placed` and `leaders` as from `into_one_split`."""
+
+    splits: NDArray[np.uint8]
+    twins: NDArray[np.int64]
+    placed: NDArray[np.uint8]
+    leaders: NDArray[np.int64]
+
+    def part(self, start: int, count: int) -> _Fates:
+        """Those of `count` rows from `start` on; what they name is still counted over all rows."""
+        rows = slice(start, start + count)
+        return _Fates(self.splits[rows], self.twins[rows], self.placed[rows], self.leaders[rows])
+
+
+def _decide(folder: Path, plan: Plan, num_blocks: int) -> _Fates:
+    """What becomes of the rows of all blocks, in the order of the journal."""
     columns: tuple[list[Any], ...] = ([], [], [], [])
     for number in range(num_blocks):
         rows = blocks.Record.read(folder / "journal" / f"{number:05d}.json").rows
@@ -72,9 +88,13 @@ def _find_twins(folder: Path, plan: Plan, num_blocks: int) -> NDArray[np.int64]:
         columns[2].append(np.array([SPLITS.index(row.split) for row in rows], dtype=np.uint8))
         columns[3].append(np.array([row.is_whole for row in rows], dtype=bool))
     if not num_blocks:
-        return np.zeros(0, dtype=np.int64)
+        none, nowhere = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+        return _Fates(nowhere, none, nowhere, none)
     keys, own_keys, splits, is_whole = (np.concatenate(column) for column in columns)
-    return find_redundant(keys, own_keys, splits, is_whole, plan.duplicates)
+    twins = find_redundant(keys, own_keys, splits, is_whole, plan.duplicates)
+    if plan.duplicates is Duplicates.ONE_SPLIT:
+        return _Fates(splits, twins, *into_one_split(keys, splits))
+    return _Fates(splits, twins, splits, np.arange(len(keys)))
 
 
 @dataclass(slots=True)
@@ -92,27 +112,32 @@ def _take_block(
     name: str,
     number: int,
     record: blocks.Record,
-    dropped: NDArray[np.bool_],
+    fates: _Fates,
     schema: pa.Schema,
     split: _Split,
 ) -> None:
-    """Add a block's rows of split `name` to `split`; where some are left out, a file without them is written beside the block's."""
-    positions = np.array([k for k, row in enumerate(record.rows) if row.split == name], dtype=np.int64)
-    keep = ~dropped[positions]
-    if not keep.any():
-        return
-    path = blocks.block_path(folder, name, number)
-    if not keep.all():
-        whole, path = path, path.with_name(f"{path.stem}-distinct.arrow")
-        with blocks.arrow_file(path, schema) as stream:
-            for batch in blocks.rebatched(_kept_rows(whole, keep)):
-                stream.write_batch(batch)
-    split.files.append(path.name)
-    split.count += int(keep.sum())
-    for position in positions[keep]:
-        row = record.rows[position]
-        split.hasher.update(bytes.fromhex(row.digest))
-        split.captions[row.caption_source] += 1
+    """Add to `split` a block's rows that belong to split `name`, its own first, then those that come from other splits.
+
+    Rows that are not all of their split's in the block are written into a file of their own, beside the block's.
+    """
+    stays = (fates.twins < 0) & (fates.placed == SPLITS.index(name))
+    for source in (name, *(other for other in SPLITS if other != name)):
+        positions = np.flatnonzero(fates.splits == SPLITS.index(source))
+        keep = stays[positions]
+        if not keep.any():
+            continue
+        path = blocks.block_path(folder, name, number)
+        if source != name or not keep.all():
+            path = path.with_name(f"{path.stem}-{'distinct' if source == name else f'from-{source}'}.arrow")
+            with blocks.arrow_file(path, schema) as stream:
+                for batch in blocks.rebatched(_kept_rows(blocks.block_path(folder, source, number), keep)):
+                    stream.write_batch(batch)
+        split.files.append(path.name)
+        split.count += int(keep.sum())
+        for position in positions[keep]:
+            row = record.rows[position]
+            split.hasher.update(bytes.fromhex(row.digest))
+            split.captions[row.caption_source] += 1
 
 
 def _kept_rows(path: Path, keep: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
@@ -123,14 +148,17 @@ def _kept_rows(path: Path, keep: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
 
 
 class _Ledger:
-    """`failures.jsonl` on its way, with the rows that are named in it as duplicates."""
+    """`failures.jsonl` on its way, with the rows that are named in it as duplicates or as moved."""
 
-    def __init__(self, path: Path, twins: NDArray[np.int64]) -> None:
+    def __init__(self, path: Path, fates: _Fates) -> None:
         self._file = path.open("w", encoding="utf-8")
-        self._twins = twins
+        self._fates = fates
         self._named: dict[int, tuple[str, str, str]] = {}
-        rows = np.flatnonzero(twins >= 0)
-        self._wanted = np.union1d(rows, twins[rows])
+        self._dropped = np.flatnonzero(fates.twins >= 0)
+        self._moved = np.flatnonzero(fates.leaders != np.arange(len(fates.leaders)))
+        self._wanted = np.unique(
+            np.concatenate([self._dropped, fates.twins[self._dropped], self._moved, fates.leaders[self._moved]])
+        )
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self._first = ""
@@ -154,7 +182,7 @@ class _Ledger:
                 self.notes[entry["kind"]] += 1
 
     def remember(self, record: blocks.Record, start: int) -> None:
-        """Keep the names of the duplicates and of what they repeat among the rows that begin with number `start`."""
+        """Keep the names of these rows, and of those whose designs they repeat, among the rows that begin with number `start`."""
         low, high = np.searchsorted(self._wanted, [start, start + len(record.rows)])
         for index in self._wanted[low:high]:
             row = record.rows[index - start]
@@ -162,10 +190,20 @@ class _Ledger:
 
     def duplicates(self) -> Iterator[dict[str, Any]]:
         """A line for each row that is left out because another has the same sequence."""
-        for index in np.flatnonzero(self._twins >= 0):
-            (part, file, split), (twin, _, other) = self._named[int(index)], self._named[int(self._twins[index])]
+        for index in self._dropped:
+            (part, file, split), (twin, _, other) = self._named[int(index)], self._named[int(self._fates.twins[index])]
             reason = f"the same quantized sequence as {twin} in {other}; left out of {split}"
             yield {"id": part, "file": file, "kind": "duplicate", "reason": reason, "dropped": True}
+
+    def moves(self) -> Iterator[dict[str, Any]]:
+        """A line for each row that is in another split than its document's because an equal design is there."""
+        for index in self._moved:
+            (part, file, split), (twin, _, other) = (
+                self._named[int(index)],
+                self._named[int(self._fates.leaders[index])],
+            )
+            reason = f"the same quantized sequence as {twin} in {other}; moved there from {split}"
+            yield {"id": part, "file": file, "kind": MOVED, "reason": reason, "dropped": False}
 
     def nothing_usable(self) -> str:
         """Why there is no row."""
