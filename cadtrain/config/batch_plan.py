@@ -76,35 +76,65 @@ def plan_batches(config: RunConfig, *, world_size: int, num_samples: int) -> Bat
     Raises `ConfigError` where a batch leaves ranks without a sample, a stage rounds to no step, or a warm-up is
     longer than its stage.
     """
-    if world_size < 1 or num_samples < 1:
-        raise ValueError(f"world_size and num_samples must be positive, found {world_size} and {num_samples}")
+    if faults := _faults(config, world_size, num_samples):
+        raise ConfigError(faults)
     batch = config.batch
-    steps_per_epoch = -(-num_samples // batch.global_batch_size)
-    faults = []
-    if batch.global_batch_size < world_size:
-        what = f"{batch.global_batch_size} samples a step leave some of {world_size} ranks without one."
-        faults.append(Fault("batch.global_batch_size", what, f"Use at least {world_size}, or fewer ranks."))
+    return BatchPlan(
+        world_size,
+        batch.global_batch_size,
+        batch.micro_batch_tokens,
+        num_samples,
+        steps_in_epoch(config, num_samples),
+        stage_plans(config, num_samples),
+    )
+
+
+def refuse_hopeless(config: RunConfig, *, world_size: int, num_samples: int) -> None:
+    """Raise the `ConfigError` of `plan_batches` before a run is started, where a dataset has `num_samples` for training.
+
+    Which of them are too long to be trained on is known only to the ranks. So a fault counts that is there with all samples and
+    with half of them; what lies between is left to the ranks, and so is a dataset without any.
+    """
+    if num_samples < 1:
+        return
+    with_half = {fault.where for fault in _faults(config, world_size, max(1, num_samples // 2))}
+    if faults := [fault for fault in _faults(config, world_size, num_samples) if fault.where in with_half]:
+        raise ConfigError(faults)
+
+
+def steps_in_epoch(config: RunConfig, num_samples: int) -> int:
+    """Optimizer steps of an epoch, the last with what is left."""
+    return -(-num_samples // config.batch.global_batch_size)
+
+
+def stage_plans(config: RunConfig, num_samples: int) -> tuple[StagePlan, ...]:
+    """The stages one after the other, whether or not they can be trained so."""
+    steps_per_epoch = steps_in_epoch(config, num_samples)
     stages: list[StagePlan] = []
     first = 0
-    for index, stage in enumerate(config.curriculum):
-        num_steps = stage.duration.in_steps(steps_per_epoch)
-        warmup = stage.warmup.in_steps(steps_per_epoch)
-        length = f"{stage.duration} of {steps_per_epoch} steps an epoch"
-        if num_steps < 1:
-            faults.append(
-                Fault(
-                    f"curriculum.{index}.duration",
-                    f"{length} is no whole step.",
-                    "Lengthen the stage or use smaller batches.",
-                )
-            )
-        elif warmup > num_steps:
-            what = f"warming up for {warmup} steps takes longer than stage {stage.name!r} with {num_steps}."
-            faults.append(Fault(f"curriculum.{index}.warmup", what, "Shorten the warm-up."))
-        stages.append(StagePlan(stage.name, first, first + num_steps, warmup))
-        first += num_steps
-    if faults:
-        raise ConfigError(faults)
-    return BatchPlan(
-        world_size, batch.global_batch_size, batch.micro_batch_tokens, num_samples, steps_per_epoch, tuple(stages)
-    )
+    for stage in config.curriculum:
+        last = first + stage.duration.in_steps(steps_per_epoch)
+        stages.append(StagePlan(stage.name, first, last, stage.warmup.in_steps(steps_per_epoch)))
+        first = last
+    return tuple(stages)
+
+
+def _faults(config: RunConfig, world_size: int, num_samples: int) -> list[Fault]:
+    """What makes a run over so many samples on so many ranks impossible."""
+    if world_size < 1 or num_samples < 1:
+        raise ValueError(f"world_size and num_samples must be positive, found {world_size} and {num_samples}")
+    faults = []
+    size = config.batch.global_batch_size
+    if size < world_size:
+        what = f"{size} samples a step leave some of {world_size} ranks without one."
+        faults.append(Fault("batch.global_batch_size", what, f"Use at least {world_size}, or fewer ranks."))
+    epoch = f"an epoch is {steps_in_epoch(config, num_samples)} steps of {size} samples"
+    for index, (stage, span) in enumerate(zip(config.curriculum, stage_plans(config, num_samples), strict=True)):
+        if span.num_steps < 1:
+            what = f"{stage.duration} is no whole step: {epoch}."
+            faults.append(Fault(f"curriculum.{index}.duration", what, "Lengthen the stage or use smaller batches."))
+        elif span.warmup_steps > span.num_steps:
+            what = f"{stage.warmup} is longer than stage {stage.name!r}, whose duration is {stage.duration}: {epoch}."
+            hint = f"Use at most {span.num_steps} steps, or a longer curriculum.{index}.duration."
+            faults.append(Fault(f"curriculum.{index}.warmup", what, hint))
+    return faults

@@ -262,6 +262,16 @@ class StageConfig(Section):
             raise ValueError(f"{value} must be more than 0")
         return value
 
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> StageConfig:
+        # Different units are compared when the number of samples is known (`batch_plan`).
+        if self.warmup.unit == self.duration.unit and self.warmup.value > self.duration.value:
+            what = f"{self.warmup} is longer than the stage, whose duration is {self.duration}."
+            raise SectionFaults(
+                [SectionFault(("warmup",), what, f"Use at most {self.duration}, or a longer duration.")]
+            )
+        return self
+
     def multiplier(self, component: Component) -> float:
         """Rate of `component` as a multiple of `learning_rate`."""
         return self.multipliers.get(component, 5.0 if component.endswith("projector") else 1.0)

@@ -114,6 +114,7 @@ def plan_launch(
     if request.resume and request.run_dir is not None:
         _check_codec(config, request.run_dir)
     devices = _devices(request, environ)
+    _check_curriculum(config, devices.num_ranks)
     memory = min((gpu.memory_total for gpu in devices.gpus), default=None)
     name = devices.gpus[0].name if devices.gpus else ""
     choice = choose_stage(
@@ -168,6 +169,14 @@ def _check_data(config: RunConfig) -> None:
         manifest = FeatureManifest.read(features)
         if path is not None:  # procedural parts are made when the run starts
             refuse_others(config, manifest, features, path)
+
+
+def _check_curriculum(config: RunConfig, num_ranks: int) -> None:
+    """Refuse stages and batches that the ranks would refuse, before anything is made or started; raises `ConfigError`."""
+    from cadtrain.config.batch_plan import refuse_hopeless
+    from cadtrain.plan.predict import count_samples
+
+    refuse_hopeless(config, world_size=num_ranks, num_samples=count_samples(config))
 
 
 def _check_codec(config: RunConfig, run_dir: Path) -> None:

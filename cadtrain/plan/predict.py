@@ -244,7 +244,7 @@ def price(
         zero=_zero_block(config, model, choice, num_ranks), element_bytes=model.element_bytes,
         resting=_resting(config, census),
     )  # fmt: skip
-    tokens = None if num_samples is None else _stage_tokens(config, num_ranks, num_samples)
+    tokens = None if num_samples is None else _stage_tokens(config, num_samples)
     weights = tokens or [1.0] * len(config.curriculum)
     per_token = [
         _token_seconds(config, census, choice, gpu, num_ranks, choice.recompute.in_stage(number) / census.num_layers)
@@ -282,16 +282,15 @@ def _resting(config: RunConfig, census: Census) -> int:
     return sum(row.total for name, row in census.components.items() if name.endswith("_encoder"))
 
 
-def _stage_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> list[float]:
+def _stage_tokens(config: RunConfig, num_samples: int) -> list[float]:
     """Tokens of each stage, from typical samples and the probabilities of the modality sets."""
-    from cadtrain.config.batch_plan import plan_batches
+    from cadtrain.config.batch_plan import stage_plans
     from cadtrain.model.build import modality_tokens
 
     sizes = modality_tokens(config.model)
     image, point = sizes.image_tokens_per_view * config.data.views_per_sample, sizes.point_tokens
     found = []
-    spans = plan_batches(config, world_size=num_ranks, num_samples=num_samples).stages
-    for stage, span in zip(config.curriculum, spans, strict=True):
+    for stage, span in zip(config.curriculum, stage_plans(config, num_samples), strict=True):
         sample = sum(
             share * (TEXT_TOKENS + image * ("image" in key) + point * ("point" in key))
             for key, share in stage.probabilities().items()
@@ -301,7 +300,7 @@ def _stage_tokens(config: RunConfig, num_ranks: int, num_samples: int) -> list[f
 
 
 def count_samples(config: RunConfig) -> int:
-    """Training samples of an epoch; raises `DataError` for a folder that is no dataset."""
+    """Training samples of an epoch, those too long to be trained on included; raises `DataError` for a folder that is no dataset."""
     if config.data.path is not None:
         from cadtrain.data.manifest import Manifest
 
@@ -314,11 +313,15 @@ def predict(
 ) -> RunPlan:
     """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch.
 
+    Raises `ConfigError` for a curriculum that cannot be trained, `DataError` for a folder that is no dataset.
     Where steps were measured on devices called `device` (`plan.calibration`), memory is corrected by them.
     """
+    from cadtrain.config.batch_plan import refuse_hopeless
+
+    samples = count_samples(config)
+    refuse_hopeless(config, world_size=num_ranks, num_samples=samples)
     model = model_facts(config)
     known = gpu or gpu_named("H100")
-    samples = count_samples(config)
     corrections = measured_before(model, num_ranks, device)
     options, launched = [], []
     for plain in choices(config, num_ranks):

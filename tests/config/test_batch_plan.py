@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadtrain.config.batch_plan import BatchPlan, plan_batches
+from cadtrain.config.batch_plan import BatchPlan, plan_batches, refuse_hopeless, stage_plans
 from cadtrain.config.sections import RunConfig
 from cadtrain.errors import ConfigError
 
@@ -56,12 +56,44 @@ def test_a_plan_survives_json() -> None:
 
 def test_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        plan_batches(config("0.01 epochs", "2 steps", batch=2, warmups=("0", "5")), world_size=4, num_samples=20)
+        plan_batches(config("0.01 epochs", "2 steps", batch=2, warmups=("0", "1 epoch")), world_size=4, num_samples=20)
     assert [fault.where for fault in caught.value.faults] == [
         "batch.global_batch_size",
         "curriculum.0.duration",
         "curriculum.1.warmup",
     ]
+
+
+def test_a_warm_up_longer_than_its_stage_is_told_with_both_and_the_way_out() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_batches(config("1 epoch", warmups=("50 steps",)), world_size=1, num_samples=100)
+    (fault,) = caught.value.faults
+    assert str(fault) == (
+        "curriculum.0.warmup: 50 steps is longer than stage 's0', whose duration is 1 epoch: an epoch is 7 steps of 16 samples. "
+        "Use at most 7 steps, or a longer curriculum.0.duration."
+    )
+
+
+@pytest.mark.parametrize(
+    ("duration", "warmup", "is_hopeless"),
+    [
+        ("1 epoch", "8 steps", True),  # 7 steps, and fewer with fewer samples
+        ("1 epoch", "7 steps", False),
+        ("3 steps", "1 epoch", True),  # half of the samples are 4 steps
+        ("4 steps", "1 epoch", False),  # 4 steps, if half of the samples are too long
+    ],
+)
+def test_only_what_no_share_of_long_samples_mends_is_refused_before_the_start(
+    duration: str, warmup: str, is_hopeless: bool
+) -> None:
+    run = config(duration, warmups=(warmup,))
+    if is_hopeless:
+        with pytest.raises(ConfigError, match=r"curriculum\.0\.warmup"):
+            refuse_hopeless(run, world_size=1, num_samples=100)
+    else:
+        refuse_hopeless(run, world_size=1, num_samples=100)
+    assert len(stage_plans(run, 100)) == 1
+    refuse_hopeless(run, world_size=1, num_samples=0)  # whoever opens that dataset says so
 
 
 @given(

@@ -125,6 +125,12 @@ def test_each_fault_has_place_value_and_remedy(tmp_path: Path, line: str, where:
         ("duration: 10 steps", "duration: 10 minutes", "9 curriculum.0.duration", ["every rank ends it together"]),
         ("duration: 10 steps", "duration: 0", "9 curriculum.0.duration", ["more than 0"]),
         ("duration: 10 steps", "durations: 10", "8 curriculum.0.duration", ["missing"]),
+        (
+            "duration: 10 steps",
+            "duration: 10 steps\n    warmup: 11",
+            "10 curriculum.0.warmup",
+            ["11 steps is longer", "duration is 10 steps", "at most 10 steps"],
+        ),
         ("text+point: 0.7", "point+text: 0.7", "13 curriculum.1.modalities.point+text", ["Write `text+point`."]),
         ("text+point: 0.7", "text+cloud: 0.7", "13 curriculum.1.modalities.text+cloud", ["Known are text, point"]),
         ("text+point: 0.7", "text+image: 0.7", "13 curriculum.1.modalities.text+image", ["model.image is null"]),

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cadtrain.config.load import to_yaml
-from cadtrain.errors import EnvironmentFault, UsageError
+from cadtrain.errors import ConfigError, EnvironmentFault, UsageError
 from cadtrain.gpu_memory import allocator_share
 from cadtrain.launch import devices, planning
 from cadtrain.launch.devices import Gpu, choose_devices, find_gpus, parse_gpus, select_visible
@@ -109,6 +109,20 @@ def test_command_on_a_machine_without_gpu(tmp_path: Path) -> None:
     assert plan.config.zero.stage == 3
     assert plan.environment["DS_ACCELERATOR"] == "cpu"
     assert plan.environment["LOCAL_SIZE"] == "4"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_what_the_ranks_would_refuse_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    # 512 parts are at most 32 steps an epoch, and the stage has 60.
+    faulty = ("curriculum.text_point.warmup=5 epochs", "batch.global_batch_size=3")
+    request = LaunchRequest(gpus=4, overrides=faulty, run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        plan_launch(request, environ={})
+    few, long = caught.value.faults
+    assert str(few) == "batch.global_batch_size: 3 samples a step leave some of 4 ranks without one. Use at least 4, or fewer ranks."
+    assert long.where == "curriculum.1.warmup"
+    assert "5 epochs is longer than stage 'text_point', whose duration is 60 steps" in long.message
     assert not (tmp_path / "run").exists()
 
 

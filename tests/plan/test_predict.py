@@ -170,6 +170,13 @@ def test_the_fastest_that_fits_is_marked_and_the_next_is_helped() -> None:
     assert helped.best.choice.recompute.setting() == "none"
 
 
+def test_a_curriculum_that_cannot_be_trained_is_not_priced() -> None:
+    stage = {"name": "text", "duration": "20 steps", "modalities": {"text": 1.0}, "warmup": "9 epochs"}
+    run = RunConfig.model_validate({**lora8b(8192).model_dump(mode="json"), "curriculum": [stage]})
+    with pytest.raises(ConfigError, match="9 epochs is longer than stage 'text', whose duration is 20 steps"):
+        predict(run, 2, 40 * 10**9, None)
+
+
 def test_nothing_fits() -> None:
     plan = predict(lora8b(8192), 1, 8 * 10**9, None)
     assert plan.best is None
