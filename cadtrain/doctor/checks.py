@@ -78,8 +78,9 @@ def _findings(scope: Scope, watch: Callable[[str], None]) -> Iterator[Finding]:
     yield from check_memory(num_gpus=len(gpus))
     yield from check_shared_memory(num_gpus=len(gpus))
     yield from check_limits()
-    yield from check_compilers(has_gpu=bool(gpus), torch_cuda=facts.cuda if facts else None)
-    yield from check_extensions()
+    yield from check_compilers(compiles="with --offload" if gpus else "never", torch_cuda=facts.cuda if facts else None)
+    if gpus:
+        yield from check_extensions()
     yield from check_host_name()
     yield from check_port(scope.port)
     if scope.hosts:

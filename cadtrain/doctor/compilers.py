@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from cadtrain.doctor.child import ChildResult, run_all
 from cadtrain.doctor.finding import Finding, fail, ok, warn
@@ -22,10 +23,14 @@ _BASELINE_GXX = 9
 """First g++ with all of C++17, which torch's headers want."""
 
 
-def check_compilers(*, has_gpu: bool, torch_cuda: str | None) -> Iterator[Finding]:
-    """g++, ninja and nvcc. On CPU ranks DeepSpeed compiles at the first start; on GPUs only for offloading."""
-    yield _gxx(has_gpu=has_gpu)
-    yield _ninja(has_gpu=has_gpu)
+Compiles = Literal["never", "with --offload", "now"]
+"""Whether DeepSpeed compiles anything: its host optimizer, where GPUs offload. CPU ranks never do."""
+
+
+def check_compilers(*, compiles: Compiles, torch_cuda: str | None) -> Iterator[Finding]:
+    """g++, ninja and nvcc; what is missing fails only where DeepSpeed compiles `now`."""
+    yield _gxx(compiles)
+    yield _ninja(compiles)
     if torch_cuda is not None:
         yield _nvcc(torch_cuda)
 
@@ -68,24 +73,34 @@ def _extension_cache(folder: Path) -> Finding:
     return ok(name, f"{folder} can be written")
 
 
-def _gxx(*, has_gpu: bool) -> Finding:
+def _missing(name: str, evidence: str, remedy: str, compiles: Compiles) -> Finding:
+    match compiles:
+        case "never":
+            return ok(name, f"{evidence}; CPU ranks compile nothing")
+        case "with --offload":
+            return warn(name, f"{evidence}; needed for --offload", remedy)
+        case "now":
+            return fail(name, f"{evidence}; DeepSpeed compiles its host optimizer with it", remedy)
+
+
+def _gxx(compiles: Compiles) -> Finding:
     compiler = os.environ.get("CXX") or "g++"
     path = shutil.which(compiler)
     if path is None:
-        purpose = "needed for --offload" if has_gpu else "needed to train on CPUs"
-        return (warn if has_gpu else fail)("g++", f"{compiler} not found; {purpose}", "apt-get install g++")
+        return _missing("g++", f"{compiler} not found", "apt-get install g++", compiles)
     result = _run([path, "-dumpfullversion", "-dumpversion"])
     version = result.stdout.strip() if result.is_good else ""
-    if "g++" in Path(path).name and version and int(version.split(".")[0]) < _BASELINE_GXX:
+    is_old = "g++" in Path(path).name and bool(version) and int(version.split(".")[0]) < _BASELINE_GXX
+    if is_old and compiles != "never":
         return warn("g++", f"{version} at {path}", f"Install g++ {_BASELINE_GXX} or newer: torch's headers need C++17.")
     return ok("g++", f"{version or 'found'} at {path}")
 
 
-def _ninja(*, has_gpu: bool) -> Finding:
+def _ninja(compiles: Compiles) -> Finding:
     beside = Path(sys.executable).parent / "ninja"
     path = shutil.which("ninja") or (str(beside) if beside.is_file() else None)
     if path is None:
-        return (warn if has_gpu else fail)("ninja", "not found; DeepSpeed compiles with it", "pip install ninja")
+        return _missing("ninja", "not found", "pip install ninja", compiles)
     return ok("ninja", f"{_run([path, '--version']).stdout.strip() or 'found'} at {path}")
 
 

@@ -33,7 +33,7 @@ def _findings(plan: LaunchPlan) -> Iterator[Finding]:
     yield from check_limits()
     if gpus and plan.config.zero.offload_optimizer:
         # DeepSpeed compiles its host optimizer then; without offloading, and on CPU ranks, it compiles nothing.
-        yield from check_compilers(has_gpu=False, torch_cuda=None)
+        yield from check_compilers(compiles="now", torch_cuda=None)
         yield from check_extensions()
     yield from check_host_name()
     yield from check_processes()

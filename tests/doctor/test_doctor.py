@@ -162,12 +162,47 @@ def test_arch_list_with_letters_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert "TORCH_CUDA_ARCH_LIST='9.0'" in finding.remedy
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("compiles", "verdict", "words"),
+    [
+        ("never", Verdict.OK, "g++ not found; CPU ranks compile nothing"),
+        ("with --offload", Verdict.WARN, "g++ not found; needed for --offload"),
+        ("now", Verdict.FAIL, "DeepSpeed compiles its host optimizer with it"),
+    ],
+)
+def test_no_compiler(
+    compiles: compilers.Compiles, verdict: Verdict, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    verdicts = {f.name: f.verdict for f in compilers.check_compilers(has_gpu=False, torch_cuda=None)}
-    assert verdicts["g++"] is Verdict.FAIL
-    verdicts = {f.name: f.verdict for f in compilers.check_compilers(has_gpu=True, torch_cuda="13.0")}
-    assert verdicts["g++"] is Verdict.WARN
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    found = {f.name: f for f in compilers.check_compilers(compiles=compiles, torch_cuda=None)}
+    assert {name: finding.verdict for name, finding in found.items()} == {"g++": verdict, "ninja": verdict}
+    assert words in found["g++"].evidence
+    assert found["g++"].remedy == ("" if verdict is Verdict.OK else "apt-get install g++")
+
+
+def test_an_old_compiler_matters_only_where_something_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = tmp_path / "g++"
+    old.write_text("#!/bin/sh\necho 7.5.0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    verdicts = [
+        next(iter(compilers.check_compilers(compiles=compiles, torch_cuda=None))).verdict
+        for compiles in ("never", "with --offload")
+    ]
+    assert verdicts == [Verdict.OK, Verdict.WARN]
+
+
+def test_a_machine_without_gpu_and_compiler_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks, "find_gpus", lambda: ())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/nowhere")
+    found = {f.name: f for f in checks.examine(checks.Scope(run_folder=tmp_path, quick=True)).findings}
+    assert found["g++"].verdict is Verdict.OK
+    assert "extension cache" not in found
 
 
 def test_nvcc_of_another_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,7 +210,7 @@ def test_nvcc_of_another_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.8, V11.8.89'\n")
     nvcc.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = {f.name: f for f in compilers.check_compilers(has_gpu=True, torch_cuda="13.0")}
+    found = {f.name: f for f in compilers.check_compilers(compiles="with --offload", torch_cuda="13.0")}
     assert found["nvcc"].verdict is Verdict.WARN
     assert "11.8" in found["nvcc"].evidence
 
