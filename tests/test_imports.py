@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cadtrain"
 
-SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat", "host_memory", "gpu_memory"}
+SHARED_GROUND = {"errors", "units", "logs", "distributed", "heartbeat", "host_memory", "gpu_memory", "hub"}
 FOUNDATIONS = {"model", "data", "metrics", "checkpoint"}
 USES = {"inference", "evaluation"}
 BELOW_SERVICES = {"config", "cad", "geometry"} | FOUNDATIONS | USES
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "heartbeat": set(),
     "host_memory": set(),
     "gpu_memory": set(),
+    "hub": set(),
     "config": set(),
     "cad": set(),
     "geometry": {"cad"},
@@ -67,7 +68,7 @@ OWNERS: dict[str, set[str]] = {
     "liger_kernel": {"model"},
 }
 
-TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs", "heartbeat", "host_memory"}
+TORCH_FREE = {"cad", "config", "plan", "launch", "cli", "ui", "geometry", "errors", "units", "logs", "heartbeat", "host_memory", "hub"}
 """Rooms that never import torch, not even inside a function."""
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from cadtrain import hub
 from cadtrain.config.recompute import recompute_fault
 from cadtrain.config.sections import LanguageModelConfig, LoraConfig
 from cadtrain.errors import ConfigError, Fault
@@ -167,6 +168,7 @@ def _from_fields(
 
 
 def _from_pretrained(source: str) -> PreTrainedConfig:
+    hub.require(source, f"{_WHERE}.pretrained", *hub.CONFIG_FILES)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

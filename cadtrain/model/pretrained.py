@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from cadtrain import hub
 from cadtrain.errors import ConfigError, Fault
 from cadtrain.model.weights import Sharding
 
@@ -36,6 +37,7 @@ def load_whole(kind: Any, source: str, *, where: str, may_have_more: bool = Fals
     `may_have_more`: the files may hold weights that the model has no place for, a classifier on top say. Raises ConfigError
     at `where` for files that cannot be read, and naming weights that are missing, left over or of another shape.
     """
+    hub.require(source, where, *hub.WEIGHT_FILES)
     try:
         # Other shapes are told of below, by name; transformers' own error names none.
         model, info = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -127,6 +129,7 @@ def _weight_files(source: str) -> dict[str, Path]:
     """The file that holds each weight of `source`, which is downloaded first if it is no folder."""
     folder = Path(source)
     if not folder.is_dir():
+        hub.require(source, _WHERE, _SINGLE, _INDEX)
         try:
             folder = Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

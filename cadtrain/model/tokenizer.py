@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from cadtrain import hub
 from cadtrain.config.sections import LanguageModelConfig
 from cadtrain.errors import ConfigError, Fault, UsageError
 
@@ -70,6 +71,7 @@ def _add_vocabulary(tokenizer: PreTrainedTokenizerFast, vocabulary: Sequence[str
 
 
 def _open_tokenizer(source: str, where: str) -> PreTrainedTokenizerFast:
+    hub.require(source, where, *hub.TOKENIZER_FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

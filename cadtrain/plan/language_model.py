@@ -29,18 +29,20 @@ class LanguageModel:
 def language_model(model: str, precision: Literal["bf16", "fp32"]) -> LanguageModel:
     """The model called `model`: a hub name, a folder, or the path of a `config.json`. Loads torch; makes no weights.
 
-    Raises `UsageError` for a file that is no such configuration and `ConfigError` for a model that cannot be trained here.
+    Raises `UsageError` for a file that is no such configuration, `ConfigError` for a model that cannot be trained
+    here, and `EnvironmentFault` for one that cannot be had from the hub.
     """
     from cadtrain.config.sections import DataConfig, ModelConfig, RunConfig, StageConfig
+    from cadtrain.plan.stage import require_shapes
+
+    section = ModelConfig(language=_section(model), recompute="full")
+    require_shapes(section)  # before torch is loaded
     from cadtrain.model.census import take_census
     from cadtrain.model.footprint import meta_model
     from cadtrain.units import Duration
 
     stage = StageConfig(name="text", duration=Duration(1), modalities={"text": 1.0})
-    run = RunConfig(
-        precision=precision, model=ModelConfig(language=_section(model), recompute="full"), data=DataConfig(),
-        curriculum=(stage,),
-    )  # fmt: skip
+    run = RunConfig(precision=precision, model=section, data=DataConfig(), curriculum=(stage,))
     found = meta_model(run.model, codec=run.data.codec, element_bytes=4 if precision == "fp32" else 2)
     census = take_census(found)
     return LanguageModel(run, census.hidden_size, census.decoder_layer)

@@ -313,13 +313,15 @@ def predict(
 ) -> RunPlan:
     """Price every choice that `config` leaves open on `num_ranks` GPUs of `memory_bytes` each; loads torch.
 
-    Raises `ConfigError` for a curriculum that cannot be trained, `DataError` for a folder that is no dataset.
-    Where steps were measured on devices called `device` (`plan.calibration`), memory is corrected by them.
+    Where steps were measured on devices called `device` (`plan.calibration`), memory is corrected by them. Raises `ConfigError` for a
+    curriculum that cannot be trained, `DataError` for a folder that is no dataset, `EnvironmentFault` for a model that cannot be had.
     """
     from cadtrain.config.batch_plan import refuse_hopeless
+    from cadtrain.plan.stage import require_shapes
 
     samples = count_samples(config)
     refuse_hopeless(config, world_size=num_ranks, num_samples=samples)
+    require_shapes(config.model)  # before torch is loaded
     model = model_facts(config)
     known = gpu or gpu_named("H100")
     corrections = measured_before(model, num_ranks, device)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cadtrain.config.recompute import Recompute, RecomputeSetting
+from cadtrain.hub import CONFIG_FILES, TOKENIZER_FILES, is_at_hand, require
 from cadtrain.plan.memory import Choice, ZeroStage
 from cadtrain.units import format_bytes
 
 if TYPE_CHECKING:
-    from cadtrain.config.sections import RunConfig
+    from cadtrain.config.sections import ModelConfig, RunConfig
     from cadtrain.plan.predict import Option
 
 
@@ -67,7 +67,7 @@ def choose_stage(
     is_auto = zero.stage == "auto"
     if memory_bytes is None and is_auto:
         return StageChoice(3 if zero.offload_parameters else 2, "CPU ranks share one host's memory", {})
-    if not memory_bytes or not is_at_hand(config):
+    if not memory_bytes or not has_known_shapes(config):
         unseen: Literal["none", "full"] = "none" if memory_bytes is None else "full"
         if zero.stage != "auto":
             return StageChoice(zero.stage, "as configured", {}, unseen=unseen)
@@ -152,21 +152,30 @@ def _open_stages(config: RunConfig, num_ranks: int) -> tuple[ZeroStage, ...]:
     return (0, 1, 2, 3) if num_ranks > 1 else (0,)
 
 
-def is_at_hand(config: RunConfig) -> bool:
+def has_known_shapes(config: RunConfig) -> bool:
     """Whether the shapes of `config`'s model are known without a download."""
-    language, image = config.model.language, config.model.image
+    return all(is_at_hand(source, *files) for source, _, files in pretrained_sources(config.model))
+
+
+def require_shapes(model: ModelConfig) -> None:
+    """Raise `EnvironmentFault` if something that says `model`'s shapes would have to be downloaded and the hub cannot be reached."""
+    for source, where, files in pretrained_sources(model):
+        require(source, where, *files)
+
+
+def pretrained_sources(model: ModelConfig) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What says the shapes of `model`'s pretrained parts.
+
+    Each is a folder or hub name, the key of the configuration that has it, and files of which one is needed.
+    """
+    language, image = model.language, model.image
+    found: list[tuple[str, str, tuple[str, ...]]] = []
+    if language.pretrained is not None:
+        found.append((str(language.pretrained), "model.language.pretrained", CONFIG_FILES))
     tokenizer = language.tokenizer or language.pretrained
-    names = [language.pretrained, None if tokenizer == "bytes" else tokenizer, image.pretrained if image else None]
-    return all(_is_on_disk(name) for name in names if name is not None)
-
-
-def _is_on_disk(name: str) -> bool:
-    if Path(name).is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return False
+    if tokenizer is not None and tokenizer != "bytes":
+        key = "tokenizer" if language.tokenizer else "pretrained"
+        found.append((str(tokenizer), f"model.language.{key}", TOKENIZER_FILES))
+    if image is not None and image.pretrained is not None:
+        found.append((str(image.pretrained), "model.image.pretrained", CONFIG_FILES))
+    return found

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
+from cadtrain import hub
 from cadtrain.config.sections import ImageEncoderConfig, PointEncoderConfig
 from cadtrain.errors import ConfigError, Fault
 from cadtrain.model.encoders.image import ImageEncoder
@@ -106,6 +107,7 @@ def load_point_weights(encoder: nn.Module, path: Path) -> None:
 
 
 def _read_config(source: str) -> Dinov2Config:
+    hub.require(source, f"{_IMAGE}.pretrained", *hub.CONFIG_FILES)
     try:
         found = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
