@@ -8,6 +8,7 @@ Whatever happens before the rename leaves a `.tmp` folder and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -56,6 +57,13 @@ log = logging.getLogger(__name__)
 HOST_RESERVE_BYTES = 2 << 30
 """Host memory that a copy of the state leaves for everything else."""
 _RANK_FILES = "files-{rank:05d}.json"
+_DISK_FAULTS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV,
+        errno.ENOTCONN, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+"""What a disk, or a network disk, answers when it cannot take a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +310,9 @@ class CheckpointStore:
         try:
             work()
         except WRITE_FAULTS as error:
-            log.exception("checkpoint failed while %s", doing)
+            # Whoever hears the verdict says it in a line. Where that explains the fault, the traceback is for the rank's file alone.
+            level = logging.INFO if _explains_itself(error) else logging.ERROR
+            log.log(level, "checkpoint failed while %s", doing, exc_info=error)
             verdict = f"{type(error).__name__}: {error}"
         fault = first_verdict(all_agree(verdict, device=_device()))
         if fault is not None:
@@ -379,6 +389,11 @@ def verify(folder: Path, *, place: Place = Place()) -> list[str]:
         return Manifest.read(folder).faults(folder, share=(place.rank, place.world_size))
     except (CheckpointError, OSError) as error:
         return [str(error)]
+
+
+def _explains_itself(error: BaseException) -> bool:
+    """Whether the message says all: a refusal of ours, or a disk that is full, gone, broken or not ours to write."""
+    return isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno in _DISK_FAULTS)
 
 
 def _hashed(frozen: Mapping[str, Any]) -> dict[str, FileRecord]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cadtrain.checkpoint.shard_writer import ShardSink
 from cadtrain.checkpoint.store import CheckpointStore, verify
 from cadtrain.distributed import Place
 from cadtrain.errors import CheckpointError
+from cadtrain.logs import start_logging
 
 FACTS = {"zero_stage": 2, "precision": "fp32", "versions": {"torch": "2.13"}}
 
@@ -77,6 +80,40 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, error: Exceptio
     assert {name: data for name, data in after.items() if ".tmp/" not in name} == before
     assert list_steps(store.root) == [10]
     assert store.newest() == store.root / "step-00000010"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_loud"),
+    [
+        (CheckpointError("it needs about 3.0 GiB, 1.0 GiB are free"), False),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), False),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), False),
+        (RuntimeError("NCCL is gone"), True),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), True),
+    ],
+)
+def test_the_console_gets_a_traceback_only_of_what_nobody_expected(
+    tmp_path: Path, error: Exception, is_loud: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: Path, sink: ShardSink) -> None:
+        raise error
+
+    kept, level = list(logging.root.handlers), logging.root.level
+    try:
+        log_file = start_logging(tmp_path / "run", 0)
+        with pytest.raises(CheckpointError, match=r"was not saved, rank 0: .*while writing its shards"):
+            store_in(tmp_path / "run").save(20, {"step": 20}, config_text="", write_engine=fail)
+    finally:
+        for handler in set(logging.root.handlers) - set(kept):
+            handler.close()
+        logging.root.handlers[:] = kept
+        logging.root.setLevel(level)
+        logging.captureWarnings(False)
+    assert ("Traceback" in capsys.readouterr().err) == is_loud
+    written = log_file.read_text()
+    assert "checkpoint failed while writing its shards" in written
+    assert "Traceback" in written
+    assert str(error) in written
 
 
 def test_a_save_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:
