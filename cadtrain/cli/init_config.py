@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from cadtrain.cli import init_config_options as options
 from cadtrain.cli.launch_options import ZeroChoice
 from cadtrain.cli.options import ForceOption, JsonOption, OutFileOption
 
@@ -16,66 +17,19 @@ if TYPE_CHECKING:
 
 
 def init_config(
-    zero: Annotated[
-        ZeroChoice, typer.Option("--zero", help="ZeRO stage; auto takes the lowest that fits --model on --gpu-memory.")
-    ] = ZeroChoice.THREE,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep optimizer states in host memory; in stage 3 the weights as well.")
-    ] = False,
-    offload_to: Annotated[
-        str | None,
-        typer.Option("--offload-to", metavar="cpu|nvme:PATH", help="Offload, and where to.", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME|FILE",
-            help="A model whose shapes size the buckets: hub name, folder or config.json.",
-            show_default=False,
-        ),
-    ] = None,
-    gpu_memory: Annotated[
-        str | None,
-        typer.Option(
-            "--gpu-memory", metavar="SIZE", help="Memory of each GPU for --zero auto, e.g. 48GB.", show_default=False
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            "--gpus",
-            min=1,
-            help="Write the batch size for this many GPUs. Default: a file that fits any number.",
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option("--precision", metavar="bf16|fp32", help="Precision of weights and activations.")
-    ] = "bf16",
-    hidden_size: Annotated[
-        int,
-        typer.Option(
-            "--hidden-size", min=1, help="Width of the language model; sizes the buckets. 4096 is an 8B model."
-        ),
-    ] = 4096,
+    zero: options.Zero = ZeroChoice.THREE,
+    offload: options.Offload = False,
+    offload_to: options.OffloadTo = None,
+    model: options.Model = None,
+    gpu_memory: options.GpuMemory = None,
+    gpus: options.Gpus = None,
+    precision: options.Precision = "bf16",
+    hidden_size: options.HiddenSize = 4096,
     out: OutFileOption = None,
     force: ForceOption = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show each value with its reason instead of the JSON.")
-    ] = False,
-    check: Annotated[
-        Path | None,
-        typer.Option(
-            "--check",
-            metavar="FILE",
-            help="Lint a DeepSpeed JSON: unknown, removed and doubtful keys.",
-            show_default=False,
-        ),
-    ] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Write the JSON schema of DeepSpeed files, for editors.")
-    ] = False,
+    explain: options.Explain = False,
+    check: options.Check = None,
+    schema: options.Schema = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a complete, validated DeepSpeed JSON with no "auto" in it.
@@ -105,6 +59,23 @@ def init_config(
     if schema:
         _write_schema(out, force=force, as_json=as_json)
         return
+    offloads, nvme_path = _offload_target(offload_to, offload=offload)
+    config = _build(zero.value, offloads, nvme_path, model, gpus, gpu_memory, precision, hidden_size)
+    if explain:
+        _explain(config, as_json=as_json)
+    elif out is not None:
+        _write(json_text(config), out, force=force, as_json=as_json)
+    else:
+        from cadtrain.ui.console import print_text
+
+        print_text(json_text(config))
+
+
+def _build(
+    zero: str, offloads: bool, nvme_path: str | None, model: str | None, gpus: int | None, gpu_memory: str | None, precision: str,
+    hidden_size: int,
+) -> DeepSpeedConfig:  # fmt: skip
+    """The configuration that the options ask for; `hidden_size` counts where no `model` says its own."""
     from cadtrain.config.deepspeed_config import build_deepspeed_config
     from cadtrain.errors import UsageError
 
@@ -112,15 +83,14 @@ def init_config(
         raise UsageError(
             f"precision {precision!r} is not one of bf16, fp32.", hint="fp16 needs loss scaling and is not supported."
         )
-    offloads, nvme_path = _offload_target(offload_to, offload=offload)
     kind: Literal["bf16", "fp32"] = "bf16" if precision == "bf16" else "fp32"
     shapes = None
     if model is not None:
         from cadtrain.plan.language_model import language_model
 
         shapes = language_model(model, kind)
-    stage = _stage(zero.value, shapes, gpus, gpu_memory, offload=offloads)
-    config = build_deepspeed_config(
+    stage = _stage(zero, shapes, gpus, gpu_memory, offload=offloads)
+    return build_deepspeed_config(
         zero_stage=stage,
         world_size=gpus,
         precision=kind,
@@ -130,14 +100,6 @@ def init_config(
         hidden_size=hidden_size if shapes is None else shapes.hidden_size,
         layer_params=None if shapes is None else shapes.layer_params,
     )
-    if explain:
-        _explain(config, as_json=as_json)
-    elif out is not None:
-        _write(json_text(config), out, force=force, as_json=as_json)
-    else:
-        from cadtrain.ui.console import print_text
-
-        print_text(json_text(config))
 
 
 def _offload_target(offload_to: str | None, *, offload: bool) -> tuple[bool, str | None]:
