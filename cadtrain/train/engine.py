@@ -239,6 +239,7 @@ class DeepSpeedEngine:
         self._optim = optim
         self._constant_hashes: dict[tuple[str, int, int], str] = {}
         self._fp32_sums: dict[torch.nn.Parameter, torch.Tensor] | None = None
+        self._has_evaluation_trace = False
         if self._stage == 0:
             # DeepSpeed's plain data parallelism accumulates in the weights' dtype; ours adds up in fp32 and reduces once.
             self._engine.enable_backward_allreduce = False
@@ -247,6 +248,7 @@ class DeepSpeedEngine:
 
     def set_learning(self, components: Iterable[Component]) -> None:
         wanted = set(components)
+        self._forget_trace()
         for component, parameters in self._trainable.items():
             for parameter in parameters:
                 parameter.requires_grad_(component in wanted)
@@ -256,6 +258,7 @@ class DeepSpeedEngine:
                 tensor.grad.zero_()
 
     def set_recompute(self, num_layers: int) -> None:
+        self._forget_trace()
         set_recompute(self.model.language, num_layers)
 
     def start_components(self, components: Iterable[Component]) -> None:
@@ -270,6 +273,8 @@ class DeepSpeedEngine:
             group["lr"] = rates[group["component"]]
 
     def micro_step(self, pack: Pack, *, num_targets: int, is_last: bool) -> torch.Tensor:
+        if self._has_evaluation_trace:
+            self._forget_trace()
         self._engine.set_gradient_accumulation_boundary(is_last)
         output = self._engine(**pack.to(self.device).model_inputs())
         self._engine.backward(output.loss_sum * (self._world_size / num_targets), scale_wrt_gas=False)
@@ -292,6 +297,9 @@ class DeepSpeedEngine:
         return StepResult(norm, was_applied)
 
     def evaluate(self, pack: Pack) -> torch.Tensor:
+        coordinator = self._param_coordinator()
+        if coordinator is not None and coordinator.is_invalid_trace():
+            self._has_evaluation_trace = True
         self._engine.eval()
         with torch.no_grad():
             output = self._engine(**pack.to(self.device).model_inputs())
@@ -368,6 +376,20 @@ class DeepSpeedEngine:
                 yield name, parameter.detach().cpu().clone()
         for name, buffer in self.model.named_buffers():
             yield name, buffer.detach().cpu().clone()
+
+    def _param_coordinator(self) -> Any:
+        """What gathers weights ahead of their use under ZeRO-3; None at other stages."""
+        return self._engine.optimizer.parameter_offload.get_param_coordinator() if self._stage == 3 else None
+
+    def _forget_trace(self) -> None:
+        """Let ZeRO-3 record anew, from the next pass on, in which order modules run: it gathers weights ahead by that.
+
+        It finds out by itself that the order has changed, but amid a pass: then that pass and the next go without.
+        """
+        self._has_evaluation_trace = False
+        coordinator = self._param_coordinator()
+        if coordinator is not None and not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
     def _drop_accumulated(self) -> None:
         """Forget the gradients of a step that was not applied: with offload DeepSpeed would add the next ones to them."""
