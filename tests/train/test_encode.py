@@ -293,6 +293,7 @@ def validations(run_dir: Path) -> list[float]:
     return [loss for row in rows if row.get("validation") for _, loss in sorted(row["losses"].items())]
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_are_checked_once_they_are_there(
     server: ForkServer, made: tuple[Path, Path], parts: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ def configure(path: Path, parts: Path, *, stage: int, recompute: str | list[int]
     return path
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_run_is_the_same_with_any_number_of_recomputed_layers(
     server: ForkServer, sixteen_parts: Path, tmp_path: Path, stage: int
 ) -> None:
