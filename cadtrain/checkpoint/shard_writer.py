@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import mmap
 import os
 import threading
@@ -23,6 +24,8 @@ import xxhash
 
 from cadtrain.checkpoint.manifest import FileRecord, file_fault
 from cadtrain.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 ShardSink = Callable[[Path, Any], None]
 """Takes a path and what `torch.save` is to write there, a text, or what a text is `Derived` from."""
@@ -155,10 +158,13 @@ class ShardWriter:
         self.records[str(path.relative_to(self.root))] = write_shard(path, content)
 
     def _write_behind(self) -> None:
+        # Stays where something ends the thread that nobody thought of: what is there then is no checkpoint.
+        self.failure = "the writing ended early, with an error of the program that stands in the rank's output"
         try:
             while self._waiting:
                 self._write(*self._waiting.pop(0))
             self.read_back()
+            self.failure = None
         except WRITE_FAULTS as error:
             # Told to all ranks when they next meet; raised here it would die with the thread.
             self.failure = f"{type(error).__name__}: {error}"
@@ -248,8 +254,8 @@ class _Buffer:
     """Host memory of exactly `nbytes`, page-locked if asked and possible: a GPU copies into it at the full rate of its link.
 
     Not from torch's own page-locked allocator, which rounds every size up to a power of two: shards of tens of gigabytes
-    would take up to twice the memory. In large pages where the system gives them, touched by several threads: otherwise the
-    first save would wait for the system to hand out millions of small ones.
+    would take up to twice the memory. Large pages are asked for, and all are touched by several threads beforehand: locking
+    them is then all that is left to do one by one.
     """
 
     def __init__(self, nbytes: int, *, locked: bool) -> None:
@@ -257,9 +263,13 @@ class _Buffer:
             self.bytes = torch.empty(nbytes, dtype=torch.uint8)
         else:
             self.bytes = _touched(nbytes)
-        if locked and nbytes and int(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)) == 0:
+        if not locked or not nbytes:
+            return
+        if _succeeded(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), nbytes, 0)):
             # The finalizer holds the memory, so it is still there when it is unlocked.
             weakref.finalize(self, _unlock, self.bytes).atexit = False
+        else:
+            log.warning("host memory for a copy of the state could not be page-locked: the copy will be slower")
 
 
 def _touched(nbytes: int) -> torch.Tensor:
@@ -275,7 +285,16 @@ def _touched(nbytes: int) -> torch.Tensor:
 
 
 def _unlock(locked: torch.Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(locked.data_ptr())
+    _succeeded(torch.cuda.cudart().cudaHostUnregister(locked.data_ptr()))
+
+
+def _succeeded(code: Any) -> bool:
+    """Whether CUDA did as it was asked; if not, its error is taken away, which else the next kernel would be blamed for."""
+    if int(code) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+    return False
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:

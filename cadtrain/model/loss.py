@@ -54,7 +54,8 @@ def linear_cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets
     """float32 sum over n of -log softmax(weight @ hidden[n])[targets[n]], for hidden [N, D], weight [V, D], int64[N] targets.
 
     Chunks of rows go through projection, softmax and both gradients before the next chunk begins, so memory is that of a
-    chunk's logits and of the gradients themselves. The graph serves one backward pass, which scales these in place.
+    chunk's logits and of the gradients themselves. The graph serves one backward pass, which scales these in place. The
+    weight's gradient is added up in the weight's type, once a chunk: in bf16 ten chunks of 1,600 rows double its rounding.
     N = 0 gives 0 with a graph.
     """
     loss: torch.Tensor = _LinearCrossEntropySum.apply(hidden, weight, targets, torch.is_grad_enabled())
@@ -65,7 +66,8 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
     """float32 sum over n of -log softmax(logits[n])[targets[n]], for logits [N, V] and int64[N] targets.
 
     Needs no second copy of the logits: while autograd records, their gradient is computed chunk by chunk and
-    **written over them**, so the caller must not read `logits` again. N = 0 gives 0 with a graph.
+    **written over them**, so the caller must not read `logits` again; the graph serves one backward pass. N = 0 gives 0
+    with a graph.
     """
     loss: torch.Tensor = _CrossEntropySum.apply(logits, targets, torch.is_grad_enabled())
     return loss
@@ -117,7 +119,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None
+        return gradient.mul_(grad_outputs[0]), None, None
 
 
 def _loss_over_logits(logits: torch.Tensor, targets: torch.Tensor, *, with_gradient: bool) -> torch.Tensor:

@@ -24,7 +24,7 @@ def take_norms_at_once(optimizer: Any, stage: int) -> None:
     def norm(gradients: Sequence[torch.Tensor], params: Sequence[torch.Tensor], norm_type: float = 2) -> torch.Tensor:
         assert norm_type == 2, "cadtrain clips by the 2-norm"
         held = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-        return global_norm(held, optimizer.dp_process_group, device=params[0].device if params else None)
+        return global_norm(held, optimizer.dp_process_group, device=optimizer.device)
 
     optimizer.get_grad_norm_direct = norm
     if stage < 3:
@@ -32,14 +32,15 @@ def take_norms_at_once(optimizer: Any, stage: int) -> None:
         optimizer.check_overflow = lambda partition_gradients=True: None
 
 
-def global_norm(gradients: Sequence[torch.Tensor], group: Any, *, device: torch.device | None = None) -> torch.Tensor:
+def global_norm(gradients: Sequence[torch.Tensor], group: Any, *, device: torch.device | str) -> torch.Tensor:
     """float32 2-norm of all ranks' `gradients` together, -1 where it is not finite, as DeepSpeed wants it. Collective.
 
     `device` is that of the result where this rank holds no gradient.
     """
     import torch.distributed as dist
 
-    own = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
+    exact = [gradient.float() for gradient in gradients]  # no copies of fp32 ones; a norm has its gradients' type
+    own = torch.nn.utils.get_total_norm(exact) if exact else torch.zeros((), device=device)
     total = own.double().square()  # of this rank; squares of large norms leave fp32
     dist.all_reduce(total, group=group)
     found = total.sqrt().float()

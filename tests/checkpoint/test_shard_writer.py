@@ -91,6 +91,20 @@ def test_what_goes_wrong_behind_is_raised_by_join(tmp_path: Path) -> None:
         writer.join()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_thought_of_is_a_failure_too(tmp_path: Path) -> None:
+    def fails(tensors: Any) -> str:
+        raise KeyError("unforeseen")
+
+    writer = ShardWriter(tmp_path, HostPool())
+    writer.take(tmp_path / "a.pt", content())
+    writer.take(tmp_path / "b.json", Derived([], fails))
+    writer.take(tmp_path / "c.pt", content())
+    writer.start()
+    with pytest.raises(CheckpointError, match="ended early"):
+        writer.join()
+
+
 @pytest.mark.parametrize(("damage", "fault"), [(b"", "bytes instead of"), (None, "missing")])
 def test_a_file_that_does_not_read_back_is_a_fault(tmp_path: Path, damage: bytes | None, fault: str) -> None:
     writer = ShardWriter(tmp_path, None)
