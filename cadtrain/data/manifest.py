@@ -136,10 +136,15 @@ def _read_json(folder: Path) -> dict[str, Any]:
             )
         listed = ", ".join(entries[:5]) + (", …" if len(entries) > 5 else "") if entries else "nothing"
         raise DataError(f"no prepared dataset: no {MANIFEST_NAME}, but {listed}", where=str(folder), hint=_PREPARE_HINT)
+    return read_object(path, damaged_hint=_DAMAGED_HINT)
+
+
+def read_object(path: Path, *, damaged_hint: str) -> dict[str, Any]:
+    """The JSON object in the file `path`; raises `DataError` with `damaged_hint` for a file that holds none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not readable as JSON ({error})", where=str(path), hint=_DAMAGED_HINT) from error
+        raise DataError(f"not readable as JSON ({error})", where=str(path), hint=damaged_hint) from error
     if not isinstance(raw, dict):
-        raise DataError(f"a JSON {type(raw).__name__} where an object belongs", where=str(path), hint=_DAMAGED_HINT)
+        raise DataError(f"a JSON {type(raw).__name__} where an object belongs", where=str(path), hint=damaged_hint)
     return raw

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cadtrain import __version__
-from cadtrain.data.manifest import MANIFEST_NAME, write_whole
+from cadtrain.data.manifest import MANIFEST_NAME, read_object, write_whole
 from cadtrain.errors import DataError
 
 FORMAT = "cadtrain encoder features"
@@ -178,10 +178,4 @@ def _read_json(folder: Path) -> dict[str, Any]:
                 hint="Run the `cadtrain data encode` that began them again: it goes on where it stopped.",
             )
         raise DataError(f"no folder of features: it has no {MANIFEST_NAME}", where=str(folder), hint=_ENCODE_HINT)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not readable as JSON ({error})", where=str(path), hint=_DAMAGED_HINT) from error
-    if not isinstance(raw, dict):
-        raise DataError(f"a JSON {type(raw).__name__} where an object belongs", where=str(path), hint=_DAMAGED_HINT)
-    return raw
+    return read_object(path, damaged_hint=_DAMAGED_HINT)
